@@ -173,7 +173,7 @@ class BufferLayer(BufferLayer):
         *args, **kwargs
     )->tuple[Tensor, Tensor]: # [B, K, S, D]: sinks, the W - 1 tokens before the first new one, the new ones
         "Take T new tokens in, return what their queries may attend to. A view, valid until the next update."
-        if not self.is_initialized: self.lazy_initialization(key_states, value_states)
+        if not self.is_initialized or not self.seen and self._misfits(key_states): self.lazy_initialization(key_states, value_states)
         T = key_states.shape[-2]
         self._keep_sinks(key_states, value_states)
         self.start = self.end - self.kept
@@ -189,6 +189,10 @@ class BufferLayer(BufferLayer):
             else: self._refill(*shown)
         self.seen += T
         return shown
+
+    def _misfits(self, key:Tensor)->bool:
+        "Whether an emptied buffer has to be allocated anew: other rows, dtype or device."
+        return (key.shape[0], key.dtype, key.device) != (self.keys.shape[0], self.keys.dtype, self.keys.device)
 
     def _refill(self, keys:Tensor, values:Tensor)->None:
         "After a chunk that did not fit: keep its end."
@@ -253,8 +257,6 @@ class LyraCache(Cache):
         self._masks, layer = {}, self.layers[0]
         if layer.is_initialized and layer.seen and B != layer.keys.shape[0]:
             raise LyraError(f'The cache holds {layer.keys.shape[0]} rows and the input has {B}: use one cache per batch, or `cache.reset()`.')
-        if layer.is_initialized and not layer.seen and B != layer.keys.shape[0]:
-            for l in self.layers: l.is_initialized = False
         if attention_mask is not None: self._read_padding(attention_mask, T)
         return dict.fromkeys(self.config.layer_types)
 
@@ -303,10 +305,12 @@ def visible(
 def _mask(layer:BufferLayer, query:Tensor, attn:str)->Tensor|None:
     "Build a layer's mask with transformers' mask function for `attn`."
     (B, _, T, _), first = query.shape, layer.seen - layer.shown               # first: index of the oldest token in the window
+    padded = layer.pad is not None and (layer.shown_sinks > 0 or bool((layer.pad > first).any()))
+    full_window = layer.policy.window is not None and layer.shown >= layer.policy.window and not layer.sinks
+    if T == 1 and not padded and not full_window: return None                 # one new token sees all that is held; where stock builds a mask even so, we must
     keys = torch.cat([torch.arange(layer.shown_sinks), torch.arange(first, layer.seen)]).to(query.device)[None].expand(B, -1)
-    pad = torch.zeros(B, dtype=torch.long, device=query.device) if layer.pad is None or layer.pad.max() <= first and not layer.shown_sinks else layer.pad
-    if pad.any() and layer.shown_sinks: keys = keys.clone(); keys[:, :layer.shown_sinks] += pad[:, None]
-    if layer.shown_sinks and T == 1 and not pad.any(): return None            # one new token sees all that is held
+    pad = layer.pad if padded else torch.zeros(B, dtype=torch.long, device=query.device)
+    if padded: keys = keys.clone(); keys[:, :layer.shown_sinks] += pad[:, None]
     in_window = torch.arange(keys.shape[1], device=query.device) >= layer.shown_sinks
 
     def rule(b, h, q, k):
@@ -316,7 +320,7 @@ def _mask(layer:BufferLayer, query:Tensor, attn:str)->Tensor|None:
 
     return ALL_MASK_ATTENTION_FUNCTIONS[attn](
         batch_size=B, q_length=T, kv_length=keys.shape[1], q_offset=layer.seen - T, kv_offset=0, mask_function=rule,
-        allow_is_causal_skip=not pad.any() and not layer.shown_sinks, local_size=layer.policy.window,
+        allow_is_causal_skip=not padded and not layer.shown_sinks, local_size=layer.policy.window,
         dtype=query.dtype, device=query.device)
 
 # %% ../nbs/04_sliding_window.ipynb #c042

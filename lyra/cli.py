@@ -130,7 +130,7 @@ def parser()->argparse.ArgumentParser:
     p.add_argument('--turns', type=int, default=12, help='user turns, the fact included')
     p.add_argument('--window', type=int, default=256, help='tokens that the global layers hold under `window`')
     p.add_argument('--max-new-tokens', type=int, default=40, help='longest reply, in tokens')
-    p.add_argument('--temperature', type=float, default=0., help='0 is greedy')
+    p.add_argument('--temperature', type=float, default=.7, help='of the sampled replies; 0 is greedy')
     p.add_argument('--seed', type=int, default=0, help='order of the questions, and sampling')
     p.add_argument('--out', type=Path, default=Path('out/demo'), metavar='DIR', help='folder for the results; files of an earlier run are replaced')
     p.set_defaults(run=demo)

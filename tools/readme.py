@@ -13,6 +13,7 @@ def render() -> str:
     notebook = nbformat.read(ROOT/'nbs'/'index.ipynb', as_version=4)
     notebook.cells = [c for c in notebook.cells if not re.match(r'#\|\s*(hide|default_exp)', c.source)]
     for cell in notebook.cells: cell.source = re.sub(r'^#\|.*\n', '', cell.source, flags=re.M)
+    notebook.metadata['language_info'] = {'name': 'python'}
     body, _ = MarkdownExporter().from_notebook_node(notebook)
     return '<!-- Generated from nbs/index.ipynb by tools/readme.py: edit the notebook. -->\n\n' + body.strip() + '\n'
 

@@ -11,7 +11,8 @@ readme = Path(__file__).parent/'README.md'
 
 setup(
     name=cfg['lib_name'], version=cfg['version'], description=cfg['description'], author=cfg['author'],
-    license='Apache-2.0', keywords=cfg['keywords'].split(), url=cfg['git_url'],
+    license='Apache-2.0', keywords=cfg['keywords'].split(), url=cfg['git_url'], project_urls=dict(Source=cfg['git_url']),
+    classifiers=['Intended Audience :: Science/Research', 'Programming Language :: Python :: 3'],
     packages=[cfg['lib_path']], python_requires=f">={cfg['min_python']}",
     install_requires=cfg['requirements'].split(),
     extras_require=dict(weights=weights, dev=cfg['dev_requirements'].split() + weights),

@@ -5,7 +5,10 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
 NOTEBOOKS = sorted(p for p in (ROOT/'nbs').glob('*.ipynb') if not p.name.startswith('_'))
-ENV = os.environ | {'PATH': f"{BIN}{os.pathsep}{os.environ.get('PATH', '')}", 'TRANSFORMERS_VERBOSITY': 'error', 'HF_HUB_OFFLINE': '1'}
+WORKERS = 2
+# Workers that each start a thread per core wait for one another; an even share of the cores is many times as fast.
+THREADS = str(max(1, (os.cpu_count() or 1)//WORKERS))
+ENV = os.environ | {'OMP_NUM_THREADS': THREADS, 'PATH': f"{BIN}{os.pathsep}{os.environ.get('PATH', '')}", 'TRANSFORMERS_VERBOSITY': 'error', 'HF_HUB_OFFLINE': '1'}
 
 
 def run(*args, cwd=ROOT) -> subprocess.CompletedProcess:
@@ -77,9 +80,9 @@ def imports_go_down() -> str:
 
 
 def failed_notebooks() -> list[str]:
-    "Run every notebook, two at a time; nbdev skips cells flagged `slow`."
+    "Run every notebook, `WORKERS` at a time; nbdev skips cells flagged `slow`."
     lines = []
-    with subprocess.Popen([str(BIN/'nbdev_test'), '--n_workers', '2', '--do_print'], cwd=ROOT, env=ENV, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen([str(BIN/'nbdev_test'), '--n_workers', str(WORKERS), '--do_print'], cwd=ROOT, env=ENV, stderr=subprocess.PIPE, text=True) as process:
         for line in process.stderr:
             sys.stderr.write(line)
             lines.append(line)

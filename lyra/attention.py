@@ -111,7 +111,7 @@ class LyraAttention(nn.Module):
         "Attend, to what the cache says where there is one."
         query, key, value = self.project(hidden_states)
         cos, sin = position_embeddings
-        query, key = rotate(query, cos, sin), rotate(key, cos, sin)
+        query, key = rotate(torch.cat((query, key), dim=1), cos, sin).split((query.shape[1], key.shape[1]), dim=1)
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, self.layer_idx)               # [B, K, S, D]
             if hasattr(past_key_values, 'attention_mask'): attention_mask = past_key_values.attention_mask(self.layer_idx, query, self.config._attn_implementation)

@@ -125,8 +125,9 @@ class BufferLayer(CacheLayerMixin):
 class BufferLayer(BufferLayer):
     def _keep_sinks(self, key:Tensor, value:Tensor)->None:
         "Copy the new tokens that are among a row's first `sinks` real ones."
+        if not self.sinks: return
         pads = [0]*key.shape[0] if self.pad is None else self.pad.tolist()
-        if not self.sinks or self.seen >= max(pads) + self.sinks: return
+        if self.seen >= max(pads) + self.sinks: return
         for b, pad in enumerate(pads):
             first, last = max(self.seen, pad), min(self.seen + key.shape[-2], pad + self.sinks)
             if first >= last: continue
@@ -142,9 +143,10 @@ class BufferLayer(BufferLayer):
 
     def _write(self, key:Tensor, value:Tensor)->None:
         "Append at `end`; the caller has made room."
-        new = slice(self.end, self.end + key.shape[-2])
-        self.keys[:, :, new], self.values[:, :, new] = key.detach(), value.detach()
-        self.end = new.stop
+        T = key.shape[-2]
+        self.keys.narrow(-2, self.end, T).copy_(key.detach())
+        self.values.narrow(-2, self.end, T).copy_(value.detach())
+        self.end += T
 
     def _make_room(self, T:int)->bool:
         "Grow an unbounded buffer, move a bounded window back to the front; whether T more tokens now fit."
@@ -162,8 +164,8 @@ class BufferLayer(BufferLayer):
 
     def view(self)->tuple[Tensor, Tensor]:
         "Sinks and window as they stand, keys and values `[B, K, S, D]`, without a copy."
-        shown = slice(self.start - self.shown_sinks, self.end)
-        return self.keys[:, :, shown], self.values[:, :, shown]
+        first = self.start - self.shown_sinks
+        return self.keys.narrow(-2, first, self.end - first), self.values.narrow(-2, first, self.end - first)
 
 # %% ../nbs/04_sliding_window.ipynb #c015
 class BufferLayer(BufferLayer):
@@ -253,8 +255,9 @@ class LyraCache(Cache):
         B:int, # rows
         T:int, # new tokens
     )->dict[str, None]: # what the model takes for ready-made masks: none, the layers ask for theirs
-        "Note the padding and forget the last forward's masks."
-        self._masks, layer = {}, self.layers[0]
+        "Note the padding; forget masks that no longer hold."
+        layer = self.layers[0]
+        if T > 1 or layer.pad is not None: self._masks = {}                       # one new token among real ones: the mask depends on the number of keys alone
         if layer.is_initialized and layer.seen and B != layer.keys.shape[0]:
             raise LyraError(f'The cache holds {layer.keys.shape[0]} rows and the input has {B}: use one cache per batch, or `cache.reset()`.')
         if attention_mask is not None: self._read_padding(attention_mask, T)
@@ -280,8 +283,9 @@ class LyraCache(LyraCache):
         "The mask of one layer, from the indices of the keys it was shown."
         layer = self.layers[layer_idx]
         if attn not in ('eager', 'sdpa'): raise LyraError(f"LyraCache works with the attention implementations 'eager' and 'sdpa', not {attn!r}: load the model with attn_implementation='sdpa'.")
-        if layer.policy not in self._masks: self._masks[layer.policy] = _mask(layer, query, attn)
-        return self._masks[layer.policy]
+        geometry = query.shape[-2], layer.shown, attn
+        if self._masks.get(layer.policy, (None,))[0] != geometry: self._masks[layer.policy] = geometry, _mask(layer, query, attn)
+        return self._masks[layer.policy][1]
 
     def reorder_cache(self, beam_idx:Tensor)->None: self._pads(lambda p: p[beam_idx.to(p.device)]); super().reorder_cache(beam_idx)
     def batch_repeat_interleave(self, repeats:int)->None: self._pads(lambda p: p.repeat_interleave(repeats)); super().batch_repeat_interleave(repeats)
@@ -289,6 +293,7 @@ class LyraCache(LyraCache):
 
     def _pads(self, f)->None:
         "Apply `f` to every layer's padding."
+        self._masks = {}
         for layer in self.layers: layer.pad = None if layer.pad is None else f(layer.pad)
 
 def visible(
@@ -323,7 +328,7 @@ def _mask(layer:BufferLayer, query:Tensor, attn:str)->Tensor|None:
         allow_is_causal_skip=not padded and not layer.shown_sinks, local_size=layer.policy.window,
         dtype=query.dtype, device=query.device)
 
-# %% ../nbs/04_sliding_window.ipynb #c042
+# %% ../nbs/04_sliding_window.ipynb #c044
 class LyraCache(LyraCache):
     @torch.no_grad()
     def rebase(self,

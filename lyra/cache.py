@@ -6,6 +6,7 @@
 __all__ = ['PRESETS', 'ContextPolicy', 'preset', 'layer_policies', 'BufferLayer', 'LyraCache', 'visible']
 
 # %% ../nbs/04_sliding_window.ipynb #c002
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -23,25 +24,42 @@ from .attention import rotate
 @dataclass(frozen=True)
 class ContextPolicy:
     "What one layer attends to."
-    window:int|None = None # the last W tokens, the query's own included; None: all
+    window:int|None = None # the last W tokens, the query's own included; None: all; 0: none
     sinks:int = 0 # the first n tokens, never evicted
+    turn:bool = False # the current turn's tokens
+    persona:bool = False # the persona's keys and values
+    gain:float = 1. # how many times each of the persona's keys counts
 
     def __post_init__(self):
-        if self.window is not None and (not isinstance(self.window, int) or self.window < 1): raise LyraError(f'A window holds at least 1 token, or None for all; got {self.window!r}.')
+        least = 0 if self.turn or self.persona else 1
+        if self.window is not None and (not isinstance(self.window, int) or self.window < least): raise LyraError(f'A window holds at least {least} token{"s"[:least < 1]}, or None for all; got {self.window!r}.')
         if not isinstance(self.sinks, int) or self.sinks < 0: raise LyraError(f'The number of sinks is 0 or more; got {self.sinks!r}.')
+        if not 0 < self.gain < float('inf'): raise LyraError(f'A gain is a positive number, 1 for none; got {self.gain!r}.')
+        if self.gain != 1 and not self.persona: raise LyraError('A gain weighs the keys of a persona: set persona=True, or leave the gain at 1.')
+        if self.is_blind and self.sinks: raise LyraError('A layer without window and turn holds no sinks either: set sinks=0.')
 
-PRESETS = ('full', 'window', 'streaming')
+    @property
+    def is_blind(self)->bool:
+        "Whether a query sees nothing of the conversation, not even itself."
+        return self.window == 0 and not self.turn
+
+PRESETS = ('full', 'window', 'streaming', 'lyra', 'lyra-strict', 'pinned', 'pinned-gain')
 
 def preset(
     name:str, # one of `PRESETS`
     config:Gemma3TextConfig, # gives the stock window
+    *,
     sinks:int=4, # tokens, for `streaming`
+    gain:float=2., # for `pinned-gain`
 )->dict[str, ContextPolicy]: # layer type -> policy
     "A preset by name; raises `LyraError` for an unknown one."
-    if name not in PRESETS: raise LyraError(f"Unknown policy {name!r}: use one of {', '.join(PRESETS)}, or give a ContextPolicy per layer.")
     stock = ContextPolicy(window=config.sliding_window)
-    return dict(sliding_attention=stock, full_attention=dict(
-        full=ContextPolicy(), window=stock, streaming=replace(stock, sinks=sinks))[name])
+    presets = {
+        'full': ContextPolicy(), 'window': stock, 'streaming': replace(stock, sinks=sinks),
+        'lyra': ContextPolicy(window=0, turn=True, persona=True), 'lyra-strict': ContextPolicy(window=0, persona=True),
+        'pinned': replace(stock, persona=True), 'pinned-gain': replace(stock, persona=True, gain=gain)}
+    if name not in presets: raise LyraError(f"Unknown policy {name!r}: use one of {', '.join(PRESETS)}, or give a ContextPolicy per layer.")
+    return dict(sliding_attention=stock, full_attention=presets[name])
 
 # %% ../nbs/04_sliding_window.ipynb #c008
 def layer_policies(
@@ -50,9 +68,10 @@ def layer_policies(
     *,
     window_size=None, # tokens: for the bounded global layers; or a mapping of layer index or layer type to tokens or None
     sinks:int=4, # tokens, for the preset `streaming`
+    gain:float=2., # for the preset `pinned-gain`
 )->tuple[ContextPolicy, ...]: # one per layer
     "One policy per layer."
-    if isinstance(policy, str): policy = preset(policy, config, sinks)
+    if isinstance(policy, str): policy = preset(policy, config, sinks=sinks, gain=gain)
     policies = [policy[t] for t in config.layer_types] if isinstance(policy, Mapping) else list(policy)
     if len(policies) != config.num_hidden_layers: raise LyraError(f'{len(policies)} policies for {config.num_hidden_layers} layers: give one per layer.')
     if window_size is None: return tuple(policies)
@@ -61,12 +80,14 @@ def layer_policies(
         raise LyraError(f"window_size names {sorted(map(str, unknown))}, which is neither a layer (0 to {len(policies) - 1}) nor a layer type ({', '.join(sorted(set(config.layer_types)))}).")
     for i, t in enumerate(config.layer_types):
         if by_layer: policies[i] = replace(policies[i], window=window_size.get(i, window_size.get(t, policies[i].window)))
-        elif t == 'full_attention' and policies[i].window is not None: policies[i] = replace(policies[i], window=window_size)
+        elif t == 'full_attention' and policies[i].window: policies[i] = replace(policies[i], window=window_size)
     return tuple(policies)
 
 # %% ../nbs/04_sliding_window.ipynb #c012
 class BufferLayer(CacheLayerMixin):
-    "A layer's keys and values after RoPE, `[B, K, slots, D]`, of which slots `start - shown_sinks` to `end` are attended to."
+    "A layer's keys and values after RoPE, `[B, K, slots, D]`: persona, sinks and window end at slot `end`."
+    turn_slots = 512 # tokens that a turn may have before its buffer grows
+
     def __init__(self,
         policy:ContextPolicy, # what this layer attends to
         layer_type:str, # 'sliding_attention' or 'full_attention'
@@ -76,39 +97,67 @@ class BufferLayer(CacheLayerMixin):
         self.policy, self.layer_type, self.is_stock = policy, layer_type, is_stock
         self.is_sliding = layer_type == 'sliding_attention'
         self.sinks = 0 if policy.window is None else policy.sinks
+        self.persona_keys = self.persona_values = None  # [B, K, P, D], at their places
+        self.persona_pad = None                         # [B] slots that a row's persona leaves empty
         self.reset()
 
     def reset(self)->None:
-        "Forget everything; the buffer stays allocated."
-        self.start = self.end = self.sinks  # slots
-        self.seen, self.base = 0, 0         # tokens ever given; tokens taken off the positions by re-basing
+        "Forget the conversation; the buffer stays allocated."
+        self.seen, self.base, self.turn_start = 0, 0, 0 # tokens ever given; tokens taken off the positions by re-basing; index of the turn's first token
+        self.origin = 0                     # index of the first token that this layer was shown
+        self.start = self.end = self.front  # slots
         self.shown_sinks, self.shown = 0, 0 # keys that the last update returned: sinks, and the window with the new tokens
-        self.pad = None                     # [B] tokens of left padding
+        self.pad, self.hole = None, None    # [B] index of each row's first real token; [B] padding between a persona and the first prompt, until that comes
+        self.placed = None                  # (start, sinks) for which persona and sinks stand before the window
+
+    @property
+    def persona_len(self)->int:
+        "P, slots of the persona."
+        return 0 if self.persona_keys is None else self.persona_keys.shape[-2]
+
+    @property
+    def is_padded(self)->bool:
+        "Whether rows differ in what is padding."
+        return not (self.pad is None and self.persona_pad is None)
+
+    @property
+    def front(self)->int:
+        "Slots before the window when it stands at the front."
+        return self.persona_len + self.sinks
+
+    def _slots(self, T:int)->int:
+        "Slots of a new buffer: a window has room to slide, everything else to grow."
+        W = self.policy.window
+        if W is None: return max(256, 2*T)
+        return self.front + max(2*W, self.turn_slots*self.policy.turn)
 
     def lazy_initialization(self, key_states:Tensor, value_states:Tensor)->None:
-        "Allocate the buffer for the shape, dtype and device of the first keys."
-        (B, K, T, D), W = key_states.shape, self.policy.window
+        "Allocate the buffer for the shape, dtype and device of these keys."
+        B, K, T, D = key_states.shape
         self.dtype, self.device = key_states.dtype, key_states.device
-        slots = max(256, 2*T) if W is None else self.sinks + 2*W
+        slots = 0 if self.policy.is_blind else self._slots(T)
         self.keys, self.values = (x.new_zeros(B, K, slots, x.shape[-1]) for x in (key_states, value_states))
         self.sink_keys, self.sink_values = (x.new_zeros(B, K, self.sinks, x.shape[-1]) for x in (key_states, value_states))
-        self.is_initialized = True
+        self.start = self.end = self.front
+        self.placed, self.is_initialized = None, True
 
     @property
     def kept(self)->int:
-        "Tokens of the window that the next query can see."
-        held = self.end - self.start
-        return held if self.policy.window is None else min(held, self.policy.window - 1)
+        "Tokens of window and turn that the next query can see."
+        held, W = self.end - self.start, self.policy.window
+        if W is None: return held
+        return min(held, max(W - 1, self.seen - self.turn_start if self.policy.turn else 0, 0))
 
     @property
     def tokens_held(self)->int:
-        "Tokens, sinks included, that the next query can see beside its own."
-        return self.kept + min(self.sinks, self.seen - self.kept)
+        "Tokens, those of persona and sinks included, that the next query can see beside its own."
+        return self.persona_len + self.kept + min(self.sinks, self.seen - self.origin - self.kept)
 
     @property
     def nbytes(self)->int:
         "Bytes allocated."
-        return sum(x.nbytes for x in (self.keys, self.values, self.sink_keys, self.sink_values)) if self.is_initialized else 0
+        names = ('keys', 'values', 'sink_keys', 'sink_values', 'persona_keys', 'persona_values')
+        return sum(x.nbytes for x in (getattr(self, n, None) for n in names) if x is not None)
 
     def get_seq_length(self)->int:
         "The position of the next token, as the model counts: tokens seen, less what re-basing took off."
@@ -126,20 +175,22 @@ class BufferLayer(BufferLayer):
     def _keep_sinks(self, key:Tensor, value:Tensor)->None:
         "Copy the new tokens that are among a row's first `sinks` real ones."
         if not self.sinks: return
-        pads = [0]*key.shape[0] if self.pad is None else self.pad.tolist()
-        if self.seen >= max(pads) + self.sinks: return
-        for b, pad in enumerate(pads):
-            first, last = max(self.seen, pad), min(self.seen + key.shape[-2], pad + self.sinks)
+        firsts = [self.origin]*key.shape[0] if self.pad is None else self.pad.tolist()
+        if self.seen >= max(firsts) + self.sinks: return
+        for b, real in enumerate(firsts):
+            first, last = max(self.seen, real), min(self.seen + key.shape[-2], real + self.sinks)
             if first >= last: continue
-            self.sink_keys[b, :, first-pad:last-pad] = key[b, :, first-self.seen:last-self.seen].detach()
-            self.sink_values[b, :, first-pad:last-pad] = value[b, :, first-self.seen:last-self.seen].detach()
+            self.sink_keys[b, :, first-real:last-real] = key[b, :, first-self.seen:last-self.seen].detach()
+            self.sink_values[b, :, first-real:last-real] = value[b, :, first-self.seen:last-self.seen].detach()
+        self.placed = None
 
-    def _place_sinks(self)->None:
-        "Show the sinks that have left the window in the slots just before it."
-        self.shown_sinks = n = min(self.sinks, self.seen - (self.end - self.start))
-        if not n: return
-        self.keys[:, :, self.start-n:self.start] = self.sink_keys[:, :, :n]
-        self.values[:, :, self.start-n:self.start] = self.sink_values[:, :, :n]
+    def _place_front(self)->None:
+        "Show the persona, and the sinks that have left the window, in the slots just before it."
+        self.shown_sinks = n = min(self.sinks, self.seen - self.origin - (self.end - self.start))
+        if self.placed == (self.start, n): return
+        self.placed, at = (self.start, n), self.start - n
+        if n: self.keys.narrow(-2, at, n).copy_(self.sink_keys[:, :, :n]); self.values.narrow(-2, at, n).copy_(self.sink_values[:, :, :n])
+        if (P := self.persona_len): self.keys.narrow(-2, at - P, P).copy_(self.persona_keys); self.values.narrow(-2, at - P, P).copy_(self.persona_values)
 
     def _write(self, key:Tensor, value:Tensor)->None:
         "Append at `end`; the caller has made room."
@@ -149,22 +200,21 @@ class BufferLayer(BufferLayer):
         self.end += T
 
     def _make_room(self, T:int)->bool:
-        "Grow an unbounded buffer, move a bounded window back to the front; whether T more tokens now fit."
-        slots = self.keys.shape[-2]
-        if self.end + T <= slots: return True
-        if self.policy.window is None:
-            more = max(slots, self.end + T - slots)
-            self.keys, self.values = (torch.cat([x, x.new_zeros(*x.shape[:2], more, x.shape[-1])], dim=-2) for x in (self.keys, self.values))
-            return True
+        "Move the window back to the front, or let the buffer grow where it may; whether T more tokens now fit."
+        if self.end + T <= self.keys.shape[-2]: return True
         held = self.end - self.start
-        if self.sinks + held + T > slots: return False
-        for x in (self.keys, self.values): x[:, :, self.sinks:self.sinks+held] = x[:, :, self.start:self.end].clone()
-        self.start, self.end = self.sinks, self.sinks + held
-        return True
+        if self.start > self.front:
+            for x in (self.keys, self.values): x[:, :, self.front:self.front+held] = x[:, :, self.start:self.end].clone()
+            self.start, self.end = self.front, self.front + held
+        more = self.end + T - self.keys.shape[-2]
+        if more > 0 and (self.policy.window is None or self.policy.turn):
+            more = max(more, self.keys.shape[-2])
+            self.keys, self.values = (torch.cat([x, x.new_zeros(*x.shape[:2], more, x.shape[-1])], dim=-2) for x in (self.keys, self.values))
+        return self.end + T <= self.keys.shape[-2]
 
     def view(self)->tuple[Tensor, Tensor]:
-        "Sinks and window as they stand, keys and values `[B, K, S, D]`, without a copy."
-        first = self.start - self.shown_sinks
+        "Persona, sinks and window as they stand, keys and values `[B, K, S, D]`, without a copy."
+        first = self.start - self.shown_sinks - self.persona_len
         return self.keys.narrow(-2, first, self.end - first), self.values.narrow(-2, first, self.end - first)
 
 # %% ../nbs/04_sliding_window.ipynb #c015
@@ -173,16 +223,20 @@ class BufferLayer(BufferLayer):
         key_states:Tensor, # [B, K, T, D], after RoPE
         value_states:Tensor, # [B, K, T, D]
         *args, **kwargs
-    )->tuple[Tensor, Tensor]: # [B, K, S, D]: sinks, the W - 1 tokens before the first new one, the new ones
+    )->tuple[Tensor, Tensor]: # [B, K, S, D]: persona, sinks, the tokens before the first new one that it sees, the new ones
         "Take T new tokens in, return what their queries may attend to. A view, valid until the next update."
         if not self.is_initialized or not self.seen and self._misfits(key_states): self.lazy_initialization(key_states, value_states)
         T = key_states.shape[-2]
+        if self.policy.is_blind:
+            self.seen += T
+            return self.persona_keys, self.persona_values
         self._keep_sinks(key_states, value_states)
         self.start = self.end - self.kept
         fits = self._make_room(T)
-        self._place_sinks()
+        self._place_front()
         self.shown = self.end - self.start + T
-        if fits and not (torch.is_grad_enabled() and key_states.requires_grad):
+        if self.hole is not None: shown = self._close_hole(fits, key_states, value_states)
+        elif fits and not (torch.is_grad_enabled() and key_states.requires_grad):
             self._write(key_states, value_states)
             shown = self.view()
         else:
@@ -192,6 +246,20 @@ class BufferLayer(BufferLayer):
         self.seen += T
         return shown
 
+    def _close_hole(self, fits:bool, key:Tensor, value:Tensor)->tuple[Tensor, Tensor]:
+        "The first prompt came padded behind a persona: per row, move the padding before it, so that all of it is on the left."
+        shown = tuple(torch.cat(pair, dim=-2) for pair in zip(self.view(), (key, value)))
+        first, m = shown[0].shape[-2] - self.shown, self.shown - key.shape[-2]
+        self.pad, hole, self.hole = self.hole + (0 if self.pad is None else self.pad), self.hole.tolist(), None
+        for b, (h, pad) in enumerate(zip(hole, self.pad.tolist())):
+            for x, sinks in zip(shown, (self.sink_keys, self.sink_values)):
+                x[b, :, first:first+m+h] = x[b, :, first:first+m+h].roll(h, dims=-2)
+                for r in range(self.shown_sinks):                             # a sink that had left the window may be back in its range
+                    if h and (back := pad + r - (self.seen - m)) >= 0: x[b, :, first+back] = sinks[b, :, r]
+        if fits: self.end = self.start; self._write(*(x[:, :, first:] for x in shown))
+        else: self._refill(*shown)
+        return shown
+
     def _misfits(self, key:Tensor)->bool:
         "Whether an emptied buffer has to be allocated anew: other rows, dtype or device."
         return (key.shape[0], key.dtype, key.device) != (self.keys.shape[0], self.keys.dtype, self.keys.device)
@@ -199,12 +267,40 @@ class BufferLayer(BufferLayer):
     def _refill(self, keys:Tensor, values:Tensor)->None:
         "After a chunk that did not fit: keep its end."
         n = min(self.shown, self.policy.window - 1)
-        self.start = self.end = self.sinks
+        self.start = self.end = self.front
         self._write(*(x[:, :, x.shape[-2]-n:] for x in (keys, values)))
+
+    def begin_turn(self)->None:
+        "End the turn: what only it showed is dropped, and what it took on top of its buffer is given back."
+        self.turn_start = self.seen
+        if not self.policy.turn or not self.is_initialized: return
+        self.start = self.end - self.kept
+        if self.keys.shape[-2] > self._slots(1): self._rebuild()
+
+    def _rebuild(self)->None:
+        "A fresh buffer with the same window."
+        keys, values = (x[:, :, self.start:self.end].clone() for x in (self.keys, self.values))
+        self.keys, self.values = (x.new_zeros(*x.shape[:2], self._slots(keys.shape[-2]), x.shape[-1]) for x in (self.keys, self.values))
+        self.start = self.end = self.front
+        self.placed = None
+        self._write(keys, values)
+
+    def place(self,
+        keys:Tensor|None, # [B, K, P, D], rotated to their places; None: no persona
+        values:Tensor|None, # [B, K, P, D]
+        pad:Tensor|None=None, # [B] slots that a row's persona leaves empty, at its beginning
+    )->None:
+        "Set the persona."
+        P, self.placed = self.persona_len, None
+        self.persona_keys, self.persona_values, self.persona_pad = keys, values, pad
+        if self.persona_len == P: return
+        if self.is_initialized and not self.policy.is_blind: self._rebuild()
+        else: self.start = self.end = self.front
 
     def rotate_by(self, cos:Tensor, sin:Tensor)->None:
         "Turn all keys by one angle, `[1, 1, D]` each."
-        for x in (self.keys, self.sink_keys): x.copy_(rotate(x.float(), cos.to(x.device), sin.to(x.device)).to(x.dtype))
+        for x in (self.keys, self.sink_keys, self.persona_keys):
+            if x is not None: x.copy_(rotate(x.float(), cos.to(x.device), sin.to(x.device)).to(x.dtype))
 
     def crop(self, tokens_to_remove:int)->None:
         "Take the last tokens back, a negative number of them; only where nothing was evicted for their sake."
@@ -213,8 +309,8 @@ class BufferLayer(BufferLayer):
 
     def _rows(self, f)->None:
         "Apply `f` to every tensor with a batch dimension."
-        if not self.is_initialized: return
-        for name in ('keys', 'values', 'sink_keys', 'sink_values'): setattr(self, name, f(getattr(self, name)))
+        for name in ('keys', 'values', 'sink_keys', 'sink_values', 'persona_keys', 'persona_values', 'pad', 'hole', 'persona_pad'):
+            if getattr(self, name, None) is not None: setattr(self, name, f(getattr(self, name)))
 
     def reorder_cache(self, beam_idx:Tensor)->None: self._rows(lambda x: x.index_select(0, beam_idx.to(x.device)))
     def batch_repeat_interleave(self, repeats:int)->None: self._rows(lambda x: x.repeat_interleave(repeats, dim=0))
@@ -222,18 +318,41 @@ class BufferLayer(BufferLayer):
 
 # %% ../nbs/04_sliding_window.ipynb #c022
 class LyraCache(Cache):
-    "A bounded main KV cache for Gemma 3: a `ContextPolicy` per layer, true positions, in-place storage. For inference: gradients do not flow into earlier turns."
+    "Main and persona KV cache for Gemma 3: a `ContextPolicy` per layer, true positions, in-place storage. For inference: gradients do not flow into earlier turns."
     def __init__(self,
         config:Gemma3TextConfig, # of the model that it serves
         policy='full', # preset name, mapping of layer type to `ContextPolicy`, or one `ContextPolicy` per layer
         *,
+        persona=None, # a `lyra.persona.Persona`, or a list with one per row
+        prime:bool=True, # whether layers without a persona segment get the persona as the conversation's first tokens
         window_size=None, # see `layer_policies`
         sinks:int=4, # tokens, for the preset `streaming`
+        gain:float=2., # for the preset `pinned-gain`
     ):
-        self.config, self.policies = config, layer_policies(config, policy, window_size=window_size, sinks=sinks)
+        self.config, self.policies = config, layer_policies(config, policy, window_size=window_size, sinks=sinks, gain=gain)
         stock = preset('full', config)
         super().__init__(layers=[BufferLayer(p, t, is_stock=p == stock[t]) for p, t in zip(self.policies, config.layer_types)])
+        wanted = any(p.persona for p in self.policies)
+        if persona is None and wanted: raise LyraError(f'The policy {policy!r} attends to a persona: pass one (`persona=Persona.load(...)`), or use full, window or streaming.' if isinstance(policy, str) else 'A layer attends to a persona: pass `persona=Persona.load(...)`.')
+        if persona is not None and not wanted and not prime: raise LyraError('No layer would attend to the persona: use a policy with a persona segment, or prime=True.')
+        self.rope, self._masks = Gemma3RotaryEmbedding(config), {}
+        self.personas, self.prime = _as_rows(persona, config), prime
+        self._open()
+
+    def _open(self)->None:
+        "Count the persona's tokens as the conversation's first, where they are to be."
+        self._fed, self._placed, P = False, False, max(map(len, self.personas), default=0)
+        self.primed = P if self.prime and not all(p.persona for p in self.policies) else 0
+        for layer in self.layers:
+            layer.seen = layer.turn_start = self.primed
+            layer.origin = self.primed if layer.policy.persona else 0
+            if layer.policy.persona: layer.place(None, None)
+
+    def reset(self)->None:
+        "Forget the conversation, keep persona and memory."
+        super().reset()
         self._masks = {}
+        self._open()
 
     @property
     def next_position(self)->int:
@@ -250,30 +369,99 @@ class LyraCache(Cache):
         "Layer type -> the most tokens that a layer of that type holds for the next query."
         return {t: max(l.tokens_held for l in self.layers if l.layer_type == t) for t in sorted(set(self.config.layer_types))}
 
+    def whole_mask(self,
+        attention_mask:Tensor, # [B, T] of the new tokens
+    )->Tensor: # [B, tokens that the model counts + T]
+        "The mask that `generate` expects where a cache already holds tokens, those of a persona included."
+        return torch.cat([attention_mask.new_ones(attention_mask.shape[0], self.get_seq_length()), attention_mask], dim=-1)
+
+def _as_rows(persona, config)->list:
+    "One persona for all rows, or a list of one per row; raises `LyraError` where one was made for another model."
+    rows = [] if persona is None else list(persona) if isinstance(persona, Sequence) else [persona]
+    for p in rows: p.check(config)
+    return rows
+
+# %% ../nbs/04_sliding_window.ipynb #c024
+class LyraCache(LyraCache):
     def begin_forward(self,
         attention_mask:Tensor|None, # [B, tokens so far + T] of 0 and 1: the padding
-        B:int, # rows
-        T:int, # new tokens
+        position_ids:Tensor|None, # [B or 1, T]; None: the model counts from `get_seq_length()`
+        like:Tensor, # [B, T, ...] the new tokens, or their embeddings
+        dtype:torch.dtype, # of keys and values
     )->dict[str, None]: # what the model takes for ready-made masks: none, the layers ask for theirs
-        "Note the padding; forget masks that no longer hold."
-        layer = self.layers[0]
-        if T > 1 or layer.pad is not None: self._masks = {}                       # one new token among real ones: the mask depends on the number of keys alone
-        if layer.is_initialized and layer.seen and B != layer.keys.shape[0]:
-            raise LyraError(f'The cache holds {layer.keys.shape[0]} rows and the input has {B}: use one cache per batch, or `cache.reset()`.')
+        "Note the padding, put the persona in its place, forget masks that no longer hold."
+        (B, T), layer = like.shape[:2], self.layers[0]
+        rows = layer.keys.shape[0] if self._fed and layer.is_initialized else B
+        if B != rows: raise LyraError(f'The cache holds {rows} rows and the input has {B}: use one cache per batch, or `cache.reset()`.')
+        if len(self.personas) > 1 and len(self.personas) != B: raise LyraError(f'{len(self.personas)} personas for {B} rows: give one for all, or one per row.')
         if attention_mask is not None: self._read_padding(attention_mask, T)
+        if T > 1 or any(l.is_padded for l in self.layers): self._masks = {}                       # one new token among real ones: the mask depends on the number of keys alone
+        if not self._placed: self._place(B, layer.seen + T - 1 - position_ids[:, -1:] if position_ids is not None else layer.base, dtype, like.device)
+        self._fed = True
         return dict.fromkeys(self.config.layer_types)
 
     def _read_padding(self, mask:Tensor, T:int)->None:
         "Take the left padding of the first forward; later tokens are all real."
         if isinstance(mask, Mapping) or mask.ndim != 2: raise LyraError('This cache derives its masks from positions: pass a 2-dimensional attention_mask of 0 and 1, or none.')
         real = mask[:, -T:].bool()
-        if self.next_position and not real.all(): raise LyraError('Padding is possible in the first forward pass only: pad the first prompts on the left, then feed real tokens.')
-        if self.next_position: return
+        if self._fed and not real.all(): raise LyraError('Padding is possible in the first forward pass only: pad the first prompts on the left, then feed real tokens.')
+        if self._fed: return
         pad = (~real).sum(-1)
         if not torch.equal(real, torch.arange(T, device=mask.device) >= pad[:, None]): raise LyraError("Padding has to be on the left: set `tokenizer.padding_side = 'left'`.")
-        for layer in self.layers: layer.pad = pad if pad.any() else None
+        if not pad.any(): return
+        for layer in self.layers:
+            if self.primed and not layer.policy.persona: layer.hole = pad
+            else: layer.pad = layer.origin + pad
 
-# %% ../nbs/04_sliding_window.ipynb #c023
+    @torch.no_grad()
+    def _place(self,
+        B:int, # rows
+        shift, # what a token's index is ahead of its position: a number, or [B or 1, 1]
+        dtype, device
+    )->None:
+        "Rotate the persona to where it stands in this turn; at the very beginning, show it to the layers that take it as tokens."
+        self._placed = True
+        if not self.personas: return
+        P = max(map(len, self.personas))
+        unfilled = torch.tensor([P - len(p) for p in self.personas], device=device)
+        pad = unfilled.expand(B) if unfilled.any() else None
+        for i, layer in enumerate(self.layers):
+            first = torch.tensor(layer.seen - layer.kept, device=device)          # index of the oldest token that is shown
+            primes = self.primed and not self._fed and not layer.policy.persona
+            if not primes and not layer.policy.persona: continue
+            if layer.policy.persona and layer.pad is not None: first = first.maximum(layer.pad[:, None])
+            if primes: first = P + (0 if layer.hole is None else layer.hole[:, None])
+            keys, values = _stacked(self.personas, i, P, B, dtype, device)
+            cos, sin = self.rope(keys, torch.arange(-P, 0, device=device)[None] + first - shift, layer.layer_type)
+            keys = rotate(keys, cos.to(device), sin.to(device))
+            if not primes: layer.place(keys, values, pad); continue
+            layer.pad, layer.seen, layer.hole, hole = pad, layer.seen - P, None, layer.hole
+            layer.update(keys, values)
+            layer.hole = hole
+
+    def begin_turn(self)->None:
+        "Start a turn: the last one's tokens leave the `turn` segment, the persona moves up, far positions are re-based."
+        for layer in self.layers: layer.begin_turn()
+        self._placed, self._masks = False, {}
+        if self.get_seq_length() > 2048: self.rebase()
+
+    def set_persona(self,
+        persona=None, # a `Persona`, a list with one per row, or None: none
+    )->None:
+        "Exchange the persona from the next forward pass on; what earlier turns left of the old one in the windows stays there."
+        if persona is None and any(l.policy.is_blind for l in self.layers): raise LyraError('A layer attends to nothing but the persona: exchange it for another, or choose a policy with a turn or a window.')
+        self.personas, self._placed, self._masks = _as_rows(persona, self.config), False, {}
+        if not self._fed: self._open()
+        elif not self.personas:
+            for layer in self.layers:
+                if layer.policy.persona: layer.place(None, None)
+
+def _stacked(personas, layer_idx:int, P:int, B:int, dtype, device)->tuple[Tensor, Tensor]:
+    "The personas' unrotated keys and values of one layer, `[B, K, P, D]`, shorter ones filled up on the left."
+    fill = lambda x: torch.nn.functional.pad(x, (0, 0, P - x.shape[-2], 0))
+    return tuple(torch.cat([fill(getattr(p, name)[layer_idx]) for p in personas]).to(device, dtype).expand(B, -1, -1, -1) for name in ('keys', 'values'))
+
+# %% ../nbs/04_sliding_window.ipynb #c025
 class LyraCache(LyraCache):
     def attention_mask(self,
         layer_idx:int, # which layer asks, after its update
@@ -283,52 +471,64 @@ class LyraCache(LyraCache):
         "The mask of one layer, from the indices of the keys it was shown."
         layer = self.layers[layer_idx]
         if attn not in ('eager', 'sdpa'): raise LyraError(f"LyraCache works with the attention implementations 'eager' and 'sdpa', not {attn!r}: load the model with attn_implementation='sdpa'.")
-        geometry = query.shape[-2], layer.shown, attn
-        if self._masks.get(layer.policy, (None,))[0] != geometry: self._masks[layer.policy] = geometry, _mask(layer, query, attn)
+        geometry = query.shape[-2], layer.shown, layer.shown_sinks, attn
+        if self._masks.get(layer.policy, (None,))[0] != geometry: self._masks[layer.policy] = geometry, _weighed(_mask(layer, query, attn), layer, query)
         return self._masks[layer.policy][1]
 
-    def reorder_cache(self, beam_idx:Tensor)->None: self._pads(lambda p: p[beam_idx.to(p.device)]); super().reorder_cache(beam_idx)
-    def batch_repeat_interleave(self, repeats:int)->None: self._pads(lambda p: p.repeat_interleave(repeats)); super().batch_repeat_interleave(repeats)
-    def batch_select_indices(self, indices:Tensor)->None: self._pads(lambda p: p[indices.to(p.device)]); super().batch_select_indices(indices)
-
-    def _pads(self, f)->None:
-        "Apply `f` to every layer's padding."
-        self._masks = {}
-        for layer in self.layers: layer.pad = None if layer.pad is None else f(layer.pad)
+    def reorder_cache(self, beam_idx:Tensor)->None: self._masks = {}; super().reorder_cache(beam_idx)
+    def batch_repeat_interleave(self, repeats:int)->None: self._masks = {}; super().batch_repeat_interleave(repeats)
+    def batch_select_indices(self, indices:Tensor)->None: self._masks = {}; super().batch_select_indices(indices)
 
 def visible(
     q:Tensor, # query indices, broadcastable against k
     k:Tensor, # key indices
     window:int|None, # tokens, the query's own included
     sinks:int=0, # tokens
-    pad=0, # tokens of left padding, broadcastable
+    pad=0, # index of the first real token, broadcastable
+    turn_start:int|None=None, # index from which on all keys are shown; None: no turn segment
 )->Tensor: # bool
     "Whether the query at index q may attend to the key at index k: the one rule behind all masks."
     see = (k <= q) & (k >= pad)
-    return see if window is None else see & ((q - k < window) | (k - pad < sinks))
+    if window is None: return see
+    segments = (q - k < window) | (k - pad < sinks)
+    return see & (segments if turn_start is None else segments | (k >= turn_start))
 
 def _mask(layer:BufferLayer, query:Tensor, attn:str)->Tensor|None:
     "Build a layer's mask with transformers' mask function for `attn`."
-    (B, _, T, _), first = query.shape, layer.seen - layer.shown               # first: index of the oldest token in the window
-    padded = layer.pad is not None and (layer.shown_sinks > 0 or bool((layer.pad > first).any()))
-    full_window = layer.policy.window is not None and layer.shown >= layer.policy.window and not layer.sinks
+    (B, _, T, _), policy, P, n = query.shape, layer.policy, layer.persona_len, layer.shown_sinks
+    first = layer.seen - layer.shown                                          # index of the oldest token in the window
+    padded = layer.pad is not None and (n > 0 or bool((layer.pad > first).any())) or layer.persona_pad is not None
+    full_window = policy.window and layer.shown >= policy.window and not (layer.sinks or policy.persona or policy.turn)
     if T == 1 and not padded and not full_window: return None                 # one new token sees all that is held; where stock builds a mask even so, we must
-    keys = torch.cat([torch.arange(layer.shown_sinks), torch.arange(first, layer.seen)]).to(query.device)[None].expand(B, -1)
-    pad = layer.pad if padded else torch.zeros(B, dtype=torch.long, device=query.device)
-    if padded: keys = keys.clone(); keys[:, :layer.shown_sinks] += pad[:, None]
-    in_window = torch.arange(keys.shape[1], device=query.device) >= layer.shown_sinks
+    zeros = torch.zeros(B, dtype=torch.long, device=query.device)
+    pad = zeros + layer.origin if layer.pad is None else layer.pad
+    keys = torch.cat([torch.zeros(P + n, dtype=torch.long), torch.arange(first, layer.seen)]).to(query.device)[None].repeat(B, 1)
+    keys[:, P:P+n] = pad[:, None] + torch.arange(n, device=query.device)
+    slot = torch.arange(keys.shape[1], device=query.device)
+    persona_pad = zeros if layer.persona_pad is None else layer.persona_pad
 
     def rule(b, h, q, k):
         index = keys[b, k]
-        twice = ~in_window[k] & (index >= first)                              # a padded row's sink that is still in the window
-        return visible(q, index, layer.policy.window, layer.sinks, pad[b]) & ~twice
+        twice = (slot[k] < P + n) & (index >= first)                          # a padded row's sink that is still in the window
+        see = visible(q, index, policy.window, layer.sinks, pad[b], layer.turn_start if policy.turn else None) & ~twice
+        return torch.where(slot[k] < P, slot[k] >= persona_pad[b], see)
 
     return ALL_MASK_ATTENTION_FUNCTIONS[attn](
         batch_size=B, q_length=T, kv_length=keys.shape[1], q_offset=layer.seen - T, kv_offset=0, mask_function=rule,
-        allow_is_causal_skip=not padded and not layer.shown_sinks, local_size=layer.policy.window,
+        allow_is_causal_skip=not padded and not n and not policy.persona and not policy.turn, local_size=policy.window,
         dtype=query.dtype, device=query.device)
 
-# %% ../nbs/04_sliding_window.ipynb #c044
+def _weighed(mask:Tensor|None, layer:BufferLayer, query:Tensor)->Tensor|None:
+    "Add log g to the logits of the persona's keys."
+    (P, g), n = (layer.persona_len, layer.policy.gain), layer.shown_sinks + layer.shown
+    if not P or g == 1: return mask
+    if mask is None: mask = query.new_zeros(1, 1, query.shape[-2], P + n)
+    elif mask.dtype == torch.bool: mask = torch.zeros_like(mask, dtype=query.dtype).masked_fill(~mask, torch.finfo(query.dtype).min)
+    else: mask = mask.clone()
+    mask[..., :P] += math.log(g)
+    return mask
+
+# %% ../nbs/04_sliding_window.ipynb #c046
 class LyraCache(LyraCache):
     @torch.no_grad()
     def rebase(self,
@@ -336,11 +536,10 @@ class LyraCache(LyraCache):
     )->int: # the offset that was taken off
         "Take a common offset off the positions that the model counts with; what is attended to, and at what distance, stays."
         if offset is None: offset = min(layer.seen - layer.kept for layer in self.layers) - self.layers[0].base
-        rope = Gemma3RotaryEmbedding(self.config)
         for layer in self.layers:
             layer.base += offset
             if not offset or not layer.is_initialized: continue
-            angle = -offset * getattr(rope, f'{layer.layer_type}_inv_freq').double()
+            angle = -offset * getattr(self.rope, f'{layer.layer_type}_inv_freq').double()
             angle = torch.cat((angle, angle))[None, None]
             layer.rotate_by(angle.cos().float(), angle.sin().float())
         return offset

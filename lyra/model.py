@@ -53,7 +53,7 @@ class LyraBase(Gemma3ForCausalLM):
         "As `Gemma3ForCausalLM.forward`; a cache with `begin_forward` owns its masks."
         if (begin := getattr(past_key_values, 'begin_forward', None)) is not None:
             tokens = input_ids if input_ids is not None else inputs_embeds
-            attention_mask = begin(attention_mask, tokens.shape[0], tokens.shape[1])
+            attention_mask = begin(attention_mask, position_ids, tokens, self.dtype)
         return super().forward(input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids,
                                past_key_values=past_key_values, inputs_embeds=inputs_embeds, **kwargs)
 

@@ -50,7 +50,7 @@ def preset(
     config:Gemma3TextConfig, # gives the stock window
     *,
     sinks:int=4, # tokens, for `streaming`
-    gain:float=2., # for `pinned-gain`
+    gain:float=4., # for `pinned-gain`
 )->dict[str, ContextPolicy]: # layer type -> policy
     "A preset by name; raises `LyraError` for an unknown one."
     stock = ContextPolicy(window=config.sliding_window)
@@ -68,7 +68,7 @@ def layer_policies(
     *,
     window_size=None, # tokens: for the bounded global layers; or a mapping of layer index or layer type to tokens or None
     sinks:int=4, # tokens, for the preset `streaming`
-    gain:float=2., # for the preset `pinned-gain`
+    gain:float=4., # for the preset `pinned-gain`
 )->tuple[ContextPolicy, ...]: # one per layer
     "One policy per layer."
     if isinstance(policy, str): policy = preset(policy, config, sinks=sinks, gain=gain)
@@ -327,12 +327,13 @@ class LyraCache(Cache):
         prime:bool=True, # whether layers without a persona segment get the persona as the conversation's first tokens
         window_size=None, # see `layer_policies`
         sinks:int=4, # tokens, for the preset `streaming`
-        gain:float=2., # for the preset `pinned-gain`
+        gain:float=4., # for the preset `pinned-gain`
     ):
         self.config, self.policies = config, layer_policies(config, policy, window_size=window_size, sinks=sinks, gain=gain)
         stock = preset('full', config)
         super().__init__(layers=[BufferLayer(p, t, is_stock=p == stock[t]) for p, t in zip(self.policies, config.layer_types)])
         wanted = any(p.persona for p in self.policies)
+        self.as_stock = not wanted                      # whether to sum as stock does, for the sake of its bits
         if persona is None and wanted: raise LyraError(f'The policy {policy!r} attends to a persona: pass one (`persona=Persona.load(...)`), or use full, window or streaming.' if isinstance(policy, str) else 'A layer attends to a persona: pass `persona=Persona.load(...)`.')
         if persona is not None and not wanted and not prime: raise LyraError('No layer would attend to the persona: use a policy with a persona segment, or prime=True.')
         self.rope, self._masks = Gemma3RotaryEmbedding(config), {}
@@ -472,7 +473,7 @@ class LyraCache(LyraCache):
         layer = self.layers[layer_idx]
         if attn not in ('eager', 'sdpa'): raise LyraError(f"LyraCache works with the attention implementations 'eager' and 'sdpa', not {attn!r}: load the model with attn_implementation='sdpa'.")
         geometry = query.shape[-2], layer.shown, layer.shown_sinks, attn
-        if self._masks.get(layer.policy, (None,))[0] != geometry: self._masks[layer.policy] = geometry, _weighed(_mask(layer, query, attn), layer, query)
+        if self._masks.get(layer.policy, (None,))[0] != geometry: self._masks[layer.policy] = geometry, _weighed(_mask(layer, query, attn, self.as_stock), layer, query)
         return self._masks[layer.policy][1]
 
     def reorder_cache(self, beam_idx:Tensor)->None: self._masks = {}; super().reorder_cache(beam_idx)
@@ -493,12 +494,12 @@ def visible(
     segments = (q - k < window) | (k - pad < sinks)
     return see & (segments if turn_start is None else segments | (k >= turn_start))
 
-def _mask(layer:BufferLayer, query:Tensor, attn:str)->Tensor|None:
+def _mask(layer:BufferLayer, query:Tensor, attn:str, as_stock:bool)->Tensor|None:
     "Build a layer's mask with transformers' mask function for `attn`."
     (B, _, T, _), policy, P, n = query.shape, layer.policy, layer.persona_len, layer.shown_sinks
     first = layer.seen - layer.shown                                          # index of the oldest token in the window
     padded = layer.pad is not None and (n > 0 or bool((layer.pad > first).any())) or layer.persona_pad is not None
-    full_window = policy.window and layer.shown >= policy.window and not (layer.sinks or policy.persona or policy.turn)
+    full_window = as_stock and policy.window and layer.shown >= policy.window and not (layer.sinks or policy.turn)
     if T == 1 and not padded and not full_window: return None                 # one new token sees all that is held; where stock builds a mask even so, we must
     zeros = torch.zeros(B, dtype=torch.long, device=query.device)
     pad = zeros + layer.origin if layer.pad is None else layer.pad

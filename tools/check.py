@@ -72,10 +72,21 @@ def imports_go_down() -> str:
             if isinstance(node, ast.Import): paths = [a.name for a in node.names]
             elif isinstance(node, ast.ImportFrom):
                 base = '.'.join(filter(None, ['lyra' if node.level else '', node.module]))
+                # A name of the package's own front is an import of whatever module it comes from.
+                if base == 'lyra' and (names := [a.name for a in node.names if a.name not in number]): return f'lyra/{name}.py imports {names[0]} from lyra: name the module it stands in.'
                 paths = [f'{base}.{a.name}' for a in node.names]
             else: continue
             for part in {p.split('.')[1] for p in paths if p.startswith('lyra.')} & set(number):
                 if number[part] >= number[name] and part != name: return f'lyra/{name}.py imports lyra.{part}, of a later notebook: move what it needs to an earlier one.'
+    return ''
+
+
+def modules_are_distinct() -> str:
+    "nbdev lets a later notebook overwrite the module of an earlier one without a word."
+    owner = {}
+    for path in NOTEBOOKS:
+        for name in re.findall(r'#\|\s*default_exp\s+(\S+?)(?=\\n|"|$)', path.read_text(encoding='utf-8')):
+            if owner.setdefault(name, path.name) != path.name: return f'{owner[name]} and {path.name} both export to lyra/{name}.py: give each a module of its own.'
     return ''
 
 
@@ -90,7 +101,7 @@ def failed_notebooks() -> list[str]:
     return re.findall(r'^\t(\S+\.ipynb)$', ''.join(lines), flags=re.M) or [p.name for p in NOTEBOOKS]
 
 
-CHECKS = dict(clean=notebooks_are_clean, outputs=outputs_are_whole, export=package_is_exported, readme=readme_is_current, imports=imports_go_down)
+CHECKS = dict(clean=notebooks_are_clean, outputs=outputs_are_whole, export=package_is_exported, readme=readme_is_current, imports=imports_go_down, modules=modules_are_distinct)
 
 
 def main() -> int:

@@ -115,6 +115,7 @@ class LyraAttention(nn.Module):
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, self.layer_idx)               # [B, K, S, D]
             if hasattr(past_key_values, 'attention_mask'): attention_mask = past_key_values.attention_mask(self.layer_idx, query, self.config._attn_implementation)
+            if (watch := getattr(past_key_values, 'watch', None)) is not None: watch.attended(self, query, key, attention_mask)
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention)
         output, weights = attend(self, query, key, value, attention_mask, scaling=self.scaling, sliding_window=self.sliding_window,
                                  dropout=self.attention_dropout if self.training else 0., **kwargs)

@@ -50,7 +50,7 @@ def preset(
     config:Gemma3TextConfig, # gives the stock window
     *,
     sinks:int=4, # tokens, for `streaming`
-    gain:float=4., # for `pinned-gain`
+    gain:float=2., # for `pinned-gain`
 )->dict[str, ContextPolicy]: # layer type -> policy
     "A preset by name; raises `LyraError` for an unknown one."
     stock = ContextPolicy(window=config.sliding_window)
@@ -68,7 +68,7 @@ def layer_policies(
     *,
     window_size=None, # tokens: for the bounded global layers; or a mapping of layer index or layer type to tokens or None
     sinks:int=4, # tokens, for the preset `streaming`
-    gain:float=4., # for the preset `pinned-gain`
+    gain:float=2., # for the preset `pinned-gain`
 )->tuple[ContextPolicy, ...]: # one per layer
     "One policy per layer."
     if isinstance(policy, str): policy = preset(policy, config, sinks=sinks, gain=gain)
@@ -76,6 +76,7 @@ def layer_policies(
     if len(policies) != config.num_hidden_layers: raise LyraError(f'{len(policies)} policies for {config.num_hidden_layers} layers: give one per layer.')
     if window_size is None: return tuple(policies)
     by_layer = isinstance(window_size, Mapping)
+    if not by_layer and (not isinstance(window_size, int) or window_size < 1): raise LyraError(f'A window holds at least 1 token, or None for all; got {window_size!r}.')
     if by_layer and (unknown := set(window_size) - set(range(len(policies))) - set(config.layer_types)):
         raise LyraError(f"window_size names {sorted(map(str, unknown))}, which is neither a layer (0 to {len(policies) - 1}) nor a layer type ({', '.join(sorted(set(config.layer_types)))}).")
     for i, t in enumerate(config.layer_types):
@@ -99,6 +100,7 @@ class BufferLayer(CacheLayerMixin):
         self.sinks = 0 if policy.window is None else policy.sinks
         self.persona_keys = self.persona_values = None  # [B, K, P, D], at their places
         self.persona_pad = None                         # [B] slots that a row's persona leaves empty
+        self.wants_forward = False                      # whether a forward pass has to be announced to the cache first
         self.reset()
 
     def reset(self)->None:
@@ -128,7 +130,7 @@ class BufferLayer(CacheLayerMixin):
     def _slots(self, T:int)->int:
         "Slots of a new buffer: a window has room to slide, everything else to grow."
         W = self.policy.window
-        if W is None: return max(256, 2*T)
+        if W is None: return self.front + max(256, 2*T)
         return self.front + max(2*W, self.turn_slots*self.policy.turn)
 
     def lazy_initialization(self, key_states:Tensor, value_states:Tensor)->None:
@@ -138,6 +140,8 @@ class BufferLayer(CacheLayerMixin):
         slots = 0 if self.policy.is_blind else self._slots(T)
         self.keys, self.values = (x.new_zeros(B, K, slots, x.shape[-1]) for x in (key_states, value_states))
         self.sink_keys, self.sink_values = (x.new_zeros(B, K, self.sinks, x.shape[-1]) for x in (key_states, value_states))
+        for name in ('persona_keys', 'persona_values', 'persona_pad', 'pad', 'hole'):
+            if getattr(self, name) is not None: setattr(self, name, getattr(self, name).to(self.device))   # layers may live on several devices
         self.start = self.end = self.front
         self.placed, self.is_initialized = None, True
 
@@ -225,7 +229,8 @@ class BufferLayer(BufferLayer):
         *args, **kwargs
     )->tuple[Tensor, Tensor]: # [B, K, S, D]: persona, sinks, the tokens before the first new one that it sees, the new ones
         "Take T new tokens in, return what their queries may attend to. A view, valid until the next update."
-        if not self.is_initialized or not self.seen and self._misfits(key_states): self.lazy_initialization(key_states, value_states)
+        if not self.is_initialized or self.start == self.end and self._misfits(key_states): self.lazy_initialization(key_states, value_states)
+        if self.wants_forward: raise LyraError('A cache with a persona works with `lyra.Lyra` only: load the model with it.')
         T = key_states.shape[-2]
         if self.policy.is_blind:
             self.seen += T
@@ -280,7 +285,8 @@ class BufferLayer(BufferLayer):
     def _rebuild(self)->None:
         "A fresh buffer with the same window."
         keys, values = (x[:, :, self.start:self.end].clone() for x in (self.keys, self.values))
-        self.keys, self.values = (x.new_zeros(*x.shape[:2], self._slots(keys.shape[-2]), x.shape[-1]) for x in (self.keys, self.values))
+        slots = max(self._slots(keys.shape[-2]), self.front + keys.shape[-2])
+        self.keys, self.values = (x.new_zeros(*x.shape[:2], slots, x.shape[-1]) for x in (self.keys, self.values))
         self.start = self.end = self.front
         self.placed = None
         self._write(keys, values)
@@ -327,7 +333,7 @@ class LyraCache(Cache):
         prime:bool=True, # whether layers without a persona segment get the persona as the conversation's first tokens
         window_size=None, # see `layer_policies`
         sinks:int=4, # tokens, for the preset `streaming`
-        gain:float=4., # for the preset `pinned-gain`
+        gain:float=2., # for the preset `pinned-gain`
     ):
         self.config, self.policies = config, layer_policies(config, policy, window_size=window_size, sinks=sinks, gain=gain)
         stock = preset('full', config)
@@ -337,16 +343,19 @@ class LyraCache(Cache):
         if persona is None and wanted: raise LyraError(f'The policy {policy!r} attends to a persona: pass one (`persona=Persona.load(...)`), or use full, window or streaming.' if isinstance(policy, str) else 'A layer attends to a persona: pass `persona=Persona.load(...)`.')
         if persona is not None and not wanted and not prime: raise LyraError('No layer would attend to the persona: use a policy with a persona segment, or prime=True.')
         self.rope, self._masks = Gemma3RotaryEmbedding(config), {}
+        self.watch = None               # who is told of every attention
         self.personas, self.prime = _as_rows(persona, config), prime
         self._open()
 
     def _open(self)->None:
         "Count the persona's tokens as the conversation's first, where they are to be."
+        self._padding = None            # [B] tokens of padding in the first prompts
         self._fed, self._placed, P = False, False, max(map(len, self.personas), default=0)
         self.primed = P if self.prime and not all(p.persona for p in self.policies) else 0
         for layer in self.layers:
             layer.seen = layer.turn_start = self.primed
             layer.origin = self.primed if layer.policy.persona else 0
+            layer.wants_forward = bool(self.personas)
             if layer.policy.persona: layer.place(None, None)
 
     def reset(self)->None:
@@ -374,11 +383,14 @@ class LyraCache(Cache):
         attention_mask:Tensor, # [B, T] of the new tokens
     )->Tensor: # [B, tokens that the model counts + T]
         "The mask that `generate` expects where a cache already holds tokens, those of a persona included."
-        return torch.cat([attention_mask.new_ones(attention_mask.shape[0], self.get_seq_length()), attention_mask], dim=-1)
+        whole = torch.cat([attention_mask.new_ones(attention_mask.shape[0], self.get_seq_length()), attention_mask], dim=-1)
+        if self._padding is not None and self._fed: whole[:, :self.get_seq_length()] *= torch.arange(self.get_seq_length(), device=whole.device) >= self._padding[:, None]
+        return whole
 
 def _as_rows(persona, config)->list:
     "One persona for all rows, or a list of one per row; raises `LyraError` where one was made for another model."
     rows = [] if persona is None else list(persona) if isinstance(persona, Sequence) else [persona]
+    if persona is not None and not rows: raise LyraError('The list of personas is empty: give one persona, or one per row.')
     for p in rows: p.check(config)
     return rows
 
@@ -410,6 +422,9 @@ class LyraCache(LyraCache):
         pad = (~real).sum(-1)
         if not torch.equal(real, torch.arange(T, device=mask.device) >= pad[:, None]): raise LyraError("Padding has to be on the left: set `tokenizer.padding_side = 'left'`.")
         if not pad.any(): return
+        self._padding = pad
+        if self.primed and any(not p.persona and (p.turn or p.sinks >= min(map(len, self.personas))) for p in self.policies):
+            raise LyraError('Behind a persona that stands in a layer as tokens, padded prompts work without a turn segment there, and with fewer sinks than the persona has tokens: pass prime=False, or one prompt at a time.')
         for layer in self.layers:
             if self.primed and not layer.policy.persona: layer.hole = pad
             else: layer.pad = layer.origin + pad
@@ -422,6 +437,7 @@ class LyraCache(LyraCache):
     )->None:
         "Rotate the persona to where it stands in this turn; at the very beginning, show it to the layers that take it as tokens."
         self._placed = True
+        for layer in self.layers: layer.wants_forward = False
         if not self.personas: return
         P = max(map(len, self.personas))
         unfilled = torch.tensor([P - len(p) for p in self.personas], device=device)
@@ -444,14 +460,16 @@ class LyraCache(LyraCache):
         "Start a turn: the last one's tokens leave the `turn` segment, the persona moves up, far positions are re-based."
         for layer in self.layers: layer.begin_turn()
         self._placed, self._masks = False, {}
-        if self.get_seq_length() > 2048: self.rebase()
+        if self.get_seq_length() > max(2048, 2*max(layer.kept for layer in self.layers)): self.rebase()
 
     def set_persona(self,
         persona=None, # a `Persona`, a list with one per row, or None: none
     )->None:
         "Exchange the persona from the next forward pass on; what earlier turns left of the old one in the windows stays there."
         if persona is None and any(l.policy.is_blind for l in self.layers): raise LyraError('A layer attends to nothing but the persona: exchange it for another, or choose a policy with a turn or a window.')
-        self.personas, self._placed, self._masks = _as_rows(persona, self.config), False, {}
+        rows = _as_rows(persona, self.config)
+        if self._fed and self.as_stock: raise LyraError('No layer has a persona segment, and what the layers read as tokens cannot be exchanged: choose a policy with a persona, or begin a new conversation.')
+        self.personas, self._placed, self._masks = rows, False, {}
         if not self._fed: self._open()
         elif not self.personas:
             for layer in self.layers:
@@ -472,13 +490,23 @@ class LyraCache(LyraCache):
         "The mask of one layer, from the indices of the keys it was shown."
         layer = self.layers[layer_idx]
         if attn not in ('eager', 'sdpa'): raise LyraError(f"LyraCache works with the attention implementations 'eager' and 'sdpa', not {attn!r}: load the model with attn_implementation='sdpa'.")
-        geometry = query.shape[-2], layer.shown, layer.shown_sinks, attn
+        geometry = query.shape[-2], layer.shown, layer.shown_sinks, attn, query.device
         if self._masks.get(layer.policy, (None,))[0] != geometry: self._masks[layer.policy] = geometry, _weighed(_mask(layer, query, attn, self.as_stock), layer, query)
         return self._masks[layer.policy][1]
 
-    def reorder_cache(self, beam_idx:Tensor)->None: self._masks = {}; super().reorder_cache(beam_idx)
-    def batch_repeat_interleave(self, repeats:int)->None: self._masks = {}; super().batch_repeat_interleave(repeats)
-    def batch_select_indices(self, indices:Tensor)->None: self._masks = {}; super().batch_select_indices(indices)
+    def reorder_cache(self, beam_idx:Tensor)->None: self._before_rows(); super().reorder_cache(beam_idx)
+    def batch_repeat_interleave(self, repeats:int)->None: self._before_rows(); super().batch_repeat_interleave(repeats)
+    def batch_select_indices(self, indices:Tensor)->None: self._before_rows(); super().batch_select_indices(indices)
+
+    def _before_rows(self)->None:
+        "Rows are about to be moved: masks no longer hold, and personas of their own would not follow."
+        if len(self.personas) > 1: raise LyraError('Rows with personas of their own cannot be moved or repeated (beam search does that): generate greedily or by sampling, or give all rows one persona.')
+        self._masks, self._padding = {}, None
+
+    def crop(self, tokens_to_remove:int)->None:
+        "Take the last tokens back, a negative number of them; all layers or none."
+        if tokens_to_remove and any(p.window is not None for p in self.policies): raise LyraError("A bounded window cannot take tokens back, since older ones are gone: use window_size=None on all layers, or decode without an assistant.")
+        super().crop(tokens_to_remove)
 
 def visible(
     q:Tensor, # query indices, broadcastable against k

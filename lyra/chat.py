@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 
 from .core import LyraError
 from .cache import ContextPolicy, LyraCache
-from .persona import Persona, find_template
+from .persona import Persona, find_template, weights_hash
 
 # %% ../nbs/06_chat.ipynb #c005
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ def read_conversations(
     path, # JSON lines, MT-Bench schema
 )->list[Conversation]: # in the file's order
     "Read and check a whole file; raises `LyraError` that names file, line and fault."
-    try: lines = Path(path).read_text(encoding='utf-8').splitlines()
+    try: lines = Path(path).read_text(encoding='utf-8').split('\n')
     except UnicodeDecodeError as e: raise LyraError(f'{path} is not UTF-8 text: save it as UTF-8.') from e
     except OSError as e: raise LyraError(f'{path} cannot be read ({e.strerror}): name an existing JSON-lines file.') from e
     found = {}
@@ -75,8 +75,19 @@ class ChatSession:
         if persona is not None: self._fits(persona)
         self.settings = dict(policy=policy, template=template, **cache_options)
         self.cache = LyraCache(model.config, policy, persona=persona, **cache_options)
-        self.pending = [] if self.cache.primed else [tokenizer.bos_token_id]
-        self.at_start, self.turns, self.journal = not self.cache.primed, [], None
+        self.turns, self.journal = [], None
+        self._open()
+        self.recorder = None            # who listens
+
+    @property
+    def _heard(self)->int:
+        "Turns that were held."
+        return sum('user' in t for t in self.turns)
+
+    def _open(self)->None:
+        "Begin with `<bos>`, unless every layer has the persona's."
+        self.at_start = self.persona is None or not (self.cache.primed or all(p.persona for p in self.cache.policies))
+        self.pending = [self.tokenizer.bos_token_id] if self.at_start else []
 
     def _fits(self, persona:Persona)->None:
         "Raises `LyraError` unless the persona was made for this model and template."
@@ -90,18 +101,23 @@ class ChatSession:
     @torch.no_grad()
     def feed(self,
         ids:Sequence[int], # tokens, at least one with those pending
-    )->Tensor: # logits [T, vocabulary], of the pending tokens and these
+        *,
+        keep:int=0, # logits wanted, of the last tokens; 0: all
+    )->Tensor: # logits [T or keep, vocabulary], of the pending tokens and these
         "Take tokens into the cache."
         ids, self.pending = [*self.pending, *ids], []
-        return self.model(torch.tensor([ids], device=self.model.device), past_key_values=self.cache).logits[0]
+        logits = self.model(torch.tensor([ids], device=self.model.device), past_key_values=self.cache, logits_to_keep=keep if self.recorder is None else 0).logits[0]
+        if self.recorder is not None: self.recorder.heard(ids, logits)
+        return logits
 
     def _check(self, **texts:str)->None:
         "Raises `LyraError` for texts that cannot be a turn."
         for what, text in texts.items():
             if not isinstance(text, str) or not text.strip(): raise LyraError(f'The {what} is empty: a turn needs some text.')
-            if (found := [t for t in self.tokenizer.all_special_tokens if t in text]): raise LyraError(f'The {what} contains the control token {found[0]}: remove it.')
+            if (found := [t for t in (*self.tokenizer.all_special_tokens, '<start_of_turn>', '<end_of_turn>') if t in text]): raise LyraError(f'The {what} contains the control token {found[0]}: remove it.')
+        if (found := [s for s in self.template.stops if s in texts.get('text', '')]): raise LyraError(f'The text contains {found[0].strip()!r} at the beginning of a line, which is how another turn would begin: reword it.')
         n, most = sum(len(self._ids(t)) for t in texts.values()), self.model.config.max_position_embeddings
-        if n > most - 64: raise LyraError(f'The turn has {n} tokens, the model takes {most}: shorten it.')
+        if n > most - 64: raise LyraError(f'The turn has {n} tokens, a turn may have {most - 64}: shorten it.')
 
 # %% ../nbs/06_chat.ipynb #c011
 class ChatSession(ChatSession):
@@ -118,17 +134,18 @@ class ChatSession(ChatSession):
         try:
             self.cache.begin_turn()
             prompt, reply, shown = self._ids(self._prompt(text)), [], 0
-            logits, self.at_start = self.feed(prompt)[-1], False
-            for _ in range(max_new_tokens):
+            if self.recorder is not None: self.recorder.begin(len(self.pending) + len(prompt))
+            logits, self.at_start = self.feed(prompt, keep=1)[-1], False
+            for left in reversed(range(max_new_tokens)):
                 token = int(logits.argmax() if temperature == 0 else torch.multinomial(torch.softmax(logits.float()/temperature, -1), 1, generator=generator))
                 if self._ends(reply, token): break
                 reply.append(token); self.pending = [token]
                 words = self.tokenizer.decode(reply)
                 if not words.endswith(('\ufffd', '\n')): yield words[shown:]; shown = len(words)
-                logits = self.feed([])[-1]
+                if left: logits = self.feed([])[-1]
         except BaseException: self._restore(before); raise
         if reply and self.tokenizer.decode(reply).endswith('\n\n') and self.template.between == '\n\n': self.at_start = True  # the blank line between turns is there already
-        self._record(text, self.tokenizer.decode(reply).strip(), [*before['pending'], *prompt, *reply])
+        self._record(before, text, self.tokenizer.decode(reply).strip(), [*before['pending'], *prompt, *reply])
 
     def _ends(self, reply:list[int], token:int)->bool:
         "Whether a reply ends before `token`."
@@ -156,11 +173,12 @@ class ChatSession(ChatSession):
         before = self._state()
         try:
             self.cache.begin_turn()
+            if self.recorder is not None: self.recorder.begin(len(self.pending) + len(self._ids(self._prompt(text))))
             ids = [*self.pending, *self._ids(self._prompt(text) + self.template.reply.format(text=reply))]
             self.pending = []
             logits, self.at_start = self.feed(ids), False
         except BaseException: self._restore(before); raise
-        self._record(text, reply, ids)
+        self._record(before, text, reply, ids)
         return torch.nn.functional.cross_entropy(logits[:-1].float(), torch.tensor(ids[1:], device=logits.device), reduction='none').cpu()
 
     def _state(self)->dict:
@@ -171,10 +189,13 @@ class ChatSession(ChatSession):
         "Undo a turn."
         self.cache, self.pending, self.at_start = state['cache'], state['pending'], state['at_start']
 
-    def _record(self, text:str, reply:str, ids:list[int])->None:
-        "Note a finished turn, on disk too where the session has a folder."
-        self.turns.append(dict(turn=len(self.turns) + 1, user=text, reply=reply, ids=ids, pending=list(self.pending), at_start=self.at_start))
-        self._append(self.turns[-1])
+    def _record(self, before:dict, text:str, reply:str, ids:list[int])->None:
+        "Note a finished turn, on disk too where the session has a folder; undone where it cannot be written."
+        row = dict(turn=self._heard + 1, user=text, reply=reply, ids=ids, pending=list(self.pending), at_start=self.at_start)
+        try: self._append(row)
+        except BaseException: self._restore(before); raise
+        self.turns.append(row)
+        if self.recorder is not None: self.recorder.end(self.turns[-1])
 
     def _append(self, row:dict)->None: pass
 
@@ -185,7 +206,7 @@ class ChatSession(ChatSession):
         self.cache.begin_turn()
         self.pending = []
         ids = row['ids'][:len(row['ids']) - len(row['pending'])]
-        self.feed(ids)
+        self.feed(ids, keep=1)
         self.pending, self.at_start = list(row['pending']), row['at_start']
         self.turns.append(dict(row))
 
@@ -193,7 +214,7 @@ class ChatSession(ChatSession):
         "A copy that can be questioned; what it hears, this conversation does not."
         twin = copy.copy(self)
         twin._restore(self._state())
-        twin.turns, twin.journal = list(self.turns), None
+        twin.turns, twin.journal, twin.recorder, twin.cache.watch = list(self.turns), None, None, None
         return twin
 
     def score(self,
@@ -216,7 +237,7 @@ class ChatSession(ChatSession):
         if persona is not None: self._fits(persona)
         self.cache.set_persona(persona)
         self.persona = persona
-        if not self.turns: self.pending, self.at_start = ([], False) if self.cache.primed else ([self.tokenizer.bos_token_id], True)
+        if not self._heard: self._open()
         self._append_persona()
 
     def _append_persona(self)->None: pass
@@ -228,6 +249,10 @@ def _plain(policy):
     "A policy as JSON."
     if isinstance(policy, str): return policy
     return {k: asdict(p) for k, p in policy.items()} if isinstance(policy, Mapping) else [asdict(p) for p in policy]
+
+def _pairs(window_size):
+    "A mapping as pairs, since JSON's keys are texts."
+    return [*map(list, window_size.items())] if isinstance(window_size, Mapping) else window_size
 
 def _policy(plain):
     "A policy from JSON."
@@ -243,9 +268,9 @@ class ChatSession(ChatSession):
         try:
             folder.mkdir(parents=True, exist_ok=True)
             if any('persona' in t for t in self.turns): raise LyraError('A session whose persona was exchanged is saved from its beginning: call save() before the first turn.')
-            lines = [dict(lyra_session=1, settings=dict(self.settings, policy=_plain(self.settings['policy'])), persona=self._save_persona(folder)), *self.turns]
+            lines = [dict(lyra_session=1, settings=dict(self.settings, policy=_plain(self.settings['policy']), window_size=_pairs(self.settings.get('window_size'))), weights=weights_hash(self.model), persona=self._save_persona(folder)), *self.turns]
             work = folder/f'.{JOURNAL}'
-            work.write_text(''.join(json.dumps(x, ensure_ascii=False) + '\n' for x in lines), encoding='utf-8')
+            work.write_text(''.join(json.dumps(x) + '\n' for x in lines), encoding='utf-8')
             os.replace(work, folder/JOURNAL)
         except OSError as e: raise LyraError(f'{folder} cannot be written ({e.strerror}): name another folder.') from e
         self.journal = folder/JOURNAL
@@ -260,7 +285,13 @@ class ChatSession(ChatSession):
 
     def _append(self, row:dict)->None:
         if self.journal is None: return
-        with open(self.journal, 'a', encoding='utf-8') as f: f.write(json.dumps(row, ensure_ascii=False) + '\n'); f.flush(); os.fsync(f.fileno())
+        size = self.journal.stat().st_size
+        try:
+            with open(self.journal, 'a', encoding='utf-8') as f: f.write(json.dumps(row) + '\n'); f.flush(); os.fsync(f.fileno())
+        except BaseException as e:
+            os.truncate(self.journal, size)                                       # half a line would make the next one unreadable
+            if isinstance(e, OSError): raise LyraError(f'{self.journal} cannot be written ({e.strerror}): the turn is undone; make room and say it again.') from e
+            raise
 
     def _append_persona(self)->None:
         self.turns.append(dict(persona=None if self.journal is None else self._save_persona(self.journal.parent)))
@@ -276,10 +307,12 @@ class ChatSession(ChatSession):
         try: text = journal.read_bytes().decode('utf-8', errors='replace')
         except OSError as e: raise LyraError(f'{journal} cannot be read ({e.strerror}): name a folder that a session was saved to.') from e
         whole = text[:text.rfind('\n') + 1]                                       # a line without its end was cut off by a crash
-        try: header, *rows = map(json.loads, whole.splitlines()); settings = header['settings']
+        try: header, *rows = map(json.loads, whole.split('\n')[:-1]); settings, _, _ = (header[k] for k in ('settings', 'weights', 'persona'))
         except (ValueError, KeyError, TypeError) as e: raise LyraError(f'{journal} is damaged ({e}): remove what stands behind its last whole line.') from e
         persona = lambda name: name and Persona.load(journal.parent/name, model)
-        session = cls(model, tokenizer, persona(header['persona']), **dict(settings, policy=_policy(settings['policy'])))
+        if header['weights'] != weights_hash(model): raise LyraError(f'{journal} was held with another model: load that one.')
+        if isinstance(window := settings.get('window_size'), list): window = dict(window)
+        session = cls(model, tokenizer, persona(header['persona']), **dict(settings, policy=_policy(settings['policy']), window_size=window))
         for row in tqdm(rows, desc='reading the session', unit='turn', disable=len(rows) < 20, file=sys.stderr):
             if 'persona' in row: session.set_persona(persona(row['persona']))
             else: session._replay(row)

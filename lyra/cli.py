@@ -75,6 +75,11 @@ def _typed(prompt:str='You: '):
 
 def chat(args)->int: # exit code
     "Converse, in a terminal or over a file; returns 0."
+    if args.turns is not None and args.turns < 1: raise LyraError(f'--turns has to be 1 or more, not {args.turns}.')
+    if args.resume and (given := [o for o in ('persona', 'window', 'out') if getattr(args, o) is not None]): raise LyraError(f'--{given[0]} cannot be changed in a saved session: leave it out with --resume.')
+    if args.resume and not (args.resume/'session.jsonl').is_file(): raise LyraError(f'{args.resume} holds no session: name a folder that --out wrote.')
+    if args.window is not None and args.window < 1: raise LyraError(f'--window has to be 1 or more, not {args.window}.')
+    if args.gain <= 0 or args.sinks < 0: raise LyraError('--gain has to be positive, --sinks 0 or more.')
     if args.resume is None:
         if args.policy in NEED_PERSONA and args.persona is None: raise LyraError(f'--policy {args.policy} attends to a persona: pass --persona FILE, or use --policy full, window or streaming.')
         if args.out and (args.out/'session.jsonl').exists(): raise LyraError(f'{args.out} holds a session: continue it with --resume {args.out}, or name another folder.')
@@ -87,7 +92,7 @@ def chat(args)->int: # exit code
     import torch
     session, generator = _session(args, model, tokenizer), torch.Generator().manual_seed(args.seed)
     if turns is None: print('Type a message; /quit or Ctrl-D ends, Ctrl-C breaks a reply off.', file=sys.stderr)
-    for text in turns or _typed():
+    for text in _typed() if turns is None else turns:
         if turns: print(f'You: {text}')
         start = time.perf_counter()
         print('Reply:', end='' if session.template.name == 'transcript' else ' ', flush=True)
@@ -220,7 +225,7 @@ def demo(args)->int: # exit code
 
 def _cache_arguments(p)->None:
     p.add_argument('--window', type=int, metavar='W', help='tokens of the conversation that bounded global layers hold; by default the model\'s own sliding window')
-    p.add_argument('--gain', type=float, default=4., help='weight of the persona under pinned-gain')
+    p.add_argument('--gain', type=float, default=2., help='weight of the persona under pinned-gain')
 
 def parser()->argparse.ArgumentParser:
     "The command line of `lyra`."
@@ -248,7 +253,7 @@ def parser()->argparse.ArgumentParser:
     p.add_argument('--input', type=Path, metavar='FILE', help='take the user turns from JSON lines {"question_id", "category", "turns": [...]} instead of the terminal')
     p.add_argument('--turns', type=int, metavar='N', help='only the first N turns of --input')
     p.add_argument('--out', type=Path, metavar='DIR', help='save the session there, turn by turn')
-    p.add_argument('--resume', type=Path, metavar='DIR', help='continue a saved session, with its persona and policy')
+    p.add_argument('--resume', type=Path, metavar='DIR', help='continue a saved session, with its persona, policy and settings')
     p.add_argument('--no-prime', action='store_true', help='begin the sliding layers empty instead of with the persona')
     p.add_argument('--sinks', type=int, default=4, help='first tokens that are never evicted, under streaming')
     _cache_arguments(p)
@@ -264,7 +269,7 @@ def parser()->argparse.ArgumentParser:
     p.add_argument('--turns', type=int, default=40, help='user turns')
     p.add_argument('--generate', action='store_true', help='let the model write the replies, even where the input has references')
     p.add_argument('--window', type=int, default=512, metavar='W', help='tokens that bounded global layers hold')
-    p.add_argument('--gain', type=float, default=4., help='weight of the persona under pinned-gain')
+    p.add_argument('--gain', type=float, default=2., help='weight of the persona under pinned-gain')
     p.add_argument('--max-new-tokens', type=int, default=40, help='longest reply, in tokens')
     p.add_argument('--temperature', type=float, default=0., help='of replies that the model writes; 0 is greedy')
     p.add_argument('--seed', type=int, default=0, help='order of the questions, and sampling')
@@ -279,8 +284,9 @@ def main(
     args = parser().parse_args(argv)
     try: return args.run(args)
     except LyraError as e: print(f'lyra: {e}', file=sys.stderr); return 2
+    except UnicodeDecodeError: print('lyra: the input is not UTF-8 text: save it as UTF-8.', file=sys.stderr); return 2
     except BrokenPipeError: return 141
     except KeyboardInterrupt:
-        print('\nlyra: interrupted' + (f'; finished turns are in {args.out}.' if getattr(args, 'out', None) else '.'), file=sys.stderr); return 130
+        print('\nlyra: interrupted' + (f'; finished turns, if any, are in {args.out}.' if getattr(args, 'out', None) else '.'), file=sys.stderr); return 130
 
 if __name__ == '__main__' and '__file__' in globals(): sys.exit(main())

@@ -123,10 +123,10 @@ def signature(
 def weights_hash(
     model, # a Gemma 3
 )->str: # hex digest
-    "A digest of all shapes and of the norms' weights: tells sizes and fine-tunes apart in milliseconds."
+    "A digest of all shapes, of the norms, and of a sample of every matrix: tells sizes and fine-tunes apart in milliseconds."
     digest = hashlib.sha256(json.dumps([(n, list(p.shape)) for n, p in model.named_parameters()]).encode())
     for n, p in model.named_parameters():
-        if p.ndim == 1: digest.update(p.detach().bfloat16().cpu().view(torch.int16).numpy().tobytes())
+        digest.update(p.detach().flatten()[::max(1, p.numel()//4096)].bfloat16().cpu().view(torch.int16).numpy().tobytes())
     return digest.hexdigest()
 
 @dataclass(frozen=True, eq=False)
@@ -151,7 +151,7 @@ class Persona:
 
     def fingerprint(self)->str: # hex digest
         "A digest of every bit of it."
-        digest = hashlib.sha256(json.dumps([self.token_ids, str(self.dtype)]).encode())
+        digest = hashlib.sha256(json.dumps([self.token_ids, str(self.dtype), self.text, dict(self.made_with)], sort_keys=True).encode())
         for x in (*self.keys, *self.values): digest.update(x.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
 
@@ -264,10 +264,11 @@ class Persona(Persona):
         try:
             layers = range(header['made_with']['signature']['num_hidden_layers'])
             new = cls(*(tuple(tensors[f'layers.{i}.{kind}'] for i in layers) for kind in ('keys', 'values')), tuple(header['token_ids']), header['text'], header['made_with'])
+            known, sha256 = new.made_with['format'], header['sha256']
         except (KeyError, TypeError) as e: raise LyraError(f'{path} is a safetensors file, but not a persona: build one with `lyra persona build`.') from e
-        if new.made_with['format'] != FORMAT: raise LyraError(f"{path} is in format {new.made_with['format']}, this version reads {FORMAT}: build it anew with `lyra persona build`.")
+        if known != FORMAT: raise LyraError(f"{path} is in format {known}, this version reads {FORMAT}: build it anew with `lyra persona build`.")
         if not all(x.isfinite().all() for x in (*new.keys, *new.values)): raise LyraError(f'{path} holds values that are not numbers: build it anew with `lyra persona build`.')
-        if new.fingerprint() != header['sha256']: raise LyraError(f'{path} is damaged (its checksum differs): build it anew with `lyra persona build`.')
+        if new.fingerprint() != sha256: raise LyraError(f'{path} is damaged (its checksum differs): build it anew with `lyra persona build`.')
         if model is not None: new.check(model.config, model)
         return new
 
@@ -278,7 +279,7 @@ class Persona(Persona):
     )->'Persona': # first this one, then the other
         "Join two personas; raises `LyraError` where they were made for different models."
         same = lambda k: self.made_with[k] == other.made_with[k]
-        if not (same('signature') and same('weights') and self.dtype == other.dtype): raise LyraError('Personas that were made with different models or dtypes cannot be joined: build both with the same.')
+        if not (same('signature') and same('weights') and same('template') and self.dtype == other.dtype): raise LyraError('Personas that were made with different models, templates or dtypes cannot be joined: build both with the same.')
         skip = int(other.token_ids[0] == self.token_ids[0])
         join = lambda a, b: tuple(torch.cat((x, y[:, :, skip:]), dim=-2) for x, y in zip(a, b))
-        return type(self)(join(self.keys, other.keys), join(self.values, other.values), self.token_ids + other.token_ids[skip:], f'{self.text}\n\n{other.text}', self.made_with)
+        return type(self)(join(self.keys, other.keys), join(self.values, other.values), self.token_ids + other.token_ids[skip:], f'{self.text}{other.text}', self.made_with)

@@ -302,5 +302,6 @@ d = { 'settings': { 'branch': 'main',
                               'lyra.widgets._top_keys': ('widgets.html#_top_keys', 'lyra/widgets.py'),
                               'lyra.widgets.explore': ('widgets.html#explore', 'lyra/widgets.py'),
                               'lyra.widgets.live': ('widgets.html#live', 'lyra/widgets.py'),
+                              'lyra.widgets.made_folder': ('widgets.html#made_folder', 'lyra/widgets.py'),
                               'lyra.widgets.show_with_picture': ('widgets.html#show_with_picture', 'lyra/widgets.py'),
                               'lyra.widgets.spans': ('widgets.html#spans', 'lyra/widgets.py')}}}

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['COLOURS', 'LETTERS', 'PALETTE', 'Picture', 'spans', 'CacheMap', 'AttentionFlow', 'TokenView', 'DriftView',
-           'ViewState', 'View', 'show_with_picture', 'explore', 'Tabs', 'LiveChat', 'Live', 'live']
+           'ViewState', 'made_folder', 'View', 'show_with_picture', 'explore', 'Tabs', 'LiveChat', 'Live', 'live']
 
 # %% ../nbs/09_widgets.ipynb #c002
 import csv, html, io, os
@@ -199,8 +199,8 @@ class CacheMap(Picture):
         end, kinds = int(self.trace.summary(self.turn).held[0, 4]), {}
         for i, t in enumerate(self.trace.header['layer_types']):
             n = sum(b - a for name, a, b in spans(self.trace, self.turn, i) if name != 'not held')
-            kinds[t.split('_')[0].replace('full', 'global')] = f'{n:,} of {end:,} tokens' + (f' and a persona cache of {P}' if (P := int(self.trace.summary(self.turn).held[i, 0])) else '')
-        return '; '.join(f'{k} layers hold {v}' for k, v in kinds.items())
+            kinds[t.split('_')[0].replace('full', 'global')] = f'{n:,}' + (f' and a persona of {P}' if (P := int(self.trace.summary(self.turn).held[i, 0])) else '')
+        return f'of {end:,} tokens ' + ', '.join(f'{k} layers hold {v}' for k, v in kinds.items())
 
     def summary(self)->str:
         where = next((name for name, a, b in spans(self.trace, self.turn, self.layer) if a <= self.position < b), 'not in this layer')
@@ -463,6 +463,12 @@ def _control(name:str, values)->W.Widget:
     if isinstance(values, range): return W.BoundedIntText(min=values.start, max=values.stop - 1, description=name, layout=W.Layout(width='150px'))
     return W.Dropdown(options=list(values), description=name, layout=W.Layout(width='280px'))
 
+def made_folder(path:Path)->Path:
+    "The folder, made if it is missing."
+    try: path.mkdir(parents=True, exist_ok=True)
+    except OSError as e: raise LyraError(f'{path} cannot be made ({e.strerror}): name another folder.') from e
+    return path
+
 class View(W.VBox):
     "A picture with its controls."
     def __init__(self,
@@ -502,7 +508,9 @@ class View(W.VBox):
 
     def save(self, kind:str)->None:
         "Save the picture or its data under a name that says what it is."
-        try: self.note.value = f"saved {html.escape(str(self.picture.save(self.folder/f'{self.picture.title.lower().replace(chr(32), chr(45))}-turn-{self.picture.turn}.{kind}')))}"
+        name = f"{self.picture.title.lower().replace(' ', '-')}-turn-{self.picture.turn}.{kind}"
+        try:
+            self.note.value = f'saved {html.escape(str(self.picture.save(made_folder(self.folder)/name)))}'
         except LyraError as e: self.note.value = html.escape(str(e))
 
     def _changed(self, name:str, change)->None:
@@ -538,10 +546,10 @@ class View(View):
         if not hasattr(self.picture, 'cells'): return W.VBox()
         self.top = W.HTML()
         for layer, head in self.picture.cells():
-            self.cells[layer, head] = button = W.Button(layout=W.Layout(width='130px', height='24px', margin='1px'))
+            self.cells[layer, head] = button = W.Button(layout=W.Layout(width='165px', height='24px', margin='1px'))
             button.on_click(lambda _, layer=layer, head=head: self._choose(layer, head))
         width = len({h for _, h in self.cells})
-        return W.VBox([W.GridBox(list(self.cells.values()), layout=W.Layout(grid_template_columns=f'repeat({width}, 134px)')), self.top])
+        return W.VBox([W.GridBox(list(self.cells.values()), layout=W.Layout(grid_template_columns=f'repeat({width}, 169px)')), self.top])
 
     def _choose(self, layer:int, head:int)->None: self.inputs['layer'].value, self.inputs['head'].value = layer, head
 
@@ -608,8 +616,7 @@ class LiveChat:
         "Begin a conversation; the last one's trace stays."
         session = ChatSession(self.model, self.tokenizer, self.persona, policy, gain=gain, **({} if policy in ('full', 'lyra', 'lyra-strict') else dict(window_size=window)))
         self.close()
-        try: self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as e: raise LyraError(f'{self.folder} cannot be made ({e.strerror}): name another folder.') from e
+        made_folder(self.folder)
         name = next(n for i in count(1) if not (self.folder/f'{(n := f"{i} {policy}")}.lyratrace').exists())
         self.session, self.recorder, self.name = session, Recorder(session, self.folder/f'{name}.lyratrace', probes=self.probes), name
 

@@ -20,7 +20,8 @@ def make_notebook(folder: Path) -> Path:
     nb['cells'] = [c | ({'outputs': [], 'execution_count': None} if c['cell_type'] == 'code' else {}) for c in nb['cells'] if keep(c)]
     nb['cells'].append(dict(cell_type='code', id='done', metadata={}, outputs=[], execution_count=None, source=f"print('{DONE[:10]}' + '{DONE[10:]}')"))
     nb['metadata']['kernelspec'] = dict(display_name='python3', language='python', name='python3')
-    path = folder/'widgets.ipynb'
+    path = folder/'nbs'/'widgets.ipynb'
+    path.parent.mkdir()
     path.write_text(json.dumps(nb), encoding='utf-8')
     return path
 
@@ -87,7 +88,8 @@ def drive(page, folder: Path) -> None:
     assert differing(picture, after) > .05, f'the picture hardly changes when the slider moves: {differing(picture, after):.1%}'
     shot('2-cache-map-turn-9', explorer)
     explorer.get_by_role('button', name='save PNG').click()
-    explorer.get_by_text('saved', exact=False).wait_for(timeout=20_000)
+    explorer.get_by_text('saved').wait_for(timeout=20_000)
+    assert (folder/'out'/'cache-map-turn-9.png').read_bytes().startswith(b'\x89PNG')
     for number, name, kind in ((3, 'Attention flow', 'attention-flow'), (4, 'Token view', 'token-view'), (5, 'Drift view', 'drift-view')):
         page.get_by_role('tab', name=name).first.click()
         view = page.locator(f'.lyra-{kind}').first
@@ -111,21 +113,22 @@ def run(folder: Path, browser_path: str) -> None:
     from playwright.sync_api import sync_playwright
     notebook, server, faults = make_notebook(folder), Server(folder), []
     try:
-        session = server.ask('POST', '/api/sessions', dict(path=notebook.name, name=notebook.name, type='notebook', kernel=dict(name='python3')))
+        session = server.ask('POST', '/api/sessions', dict(path=f'nbs/{notebook.name}', name=notebook.name, type='notebook', kernel=dict(name='python3')))
         with sync_playwright() as p:
             context = p.chromium.launch_persistent_context(folder/'profile', executable_path=browser_path, args=FLAGS, headless=True, viewport=dict(width=1400, height=1000))
             page = context.pages[0]
             page.on('pageerror', lambda e: faults.append(f'page error: {e}'))
             page.on('console', lambda m: m.type == 'error' and faults.append(f'console: {m.text}'))
             page.on('request', lambda r: r.url.startswith(('http', 'ws')) and '//127.0.0.1' not in r.url and faults.append(f'request to {r.url}'))
-            page.goto(f'{server.url}/lab/tree/{notebook.name}?token={server.token}&reset')
+            page.goto(f'{server.url}/lab/tree/nbs/{notebook.name}?token={server.token}&reset')
             page.locator('#jp-main-statusbar, #jp-bottom-panel').get_by_text('| Idle').first.wait_for(timeout=60_000)
             page.get_by_role('menuitem', name='Run', exact=True).click()
             page.get_by_role('menuitem', name='Run All Cells', exact=True).click()
             page.locator('.jp-OutputArea-output').get_by_text(DONE, exact=True).or_(page.locator('.jp-OutputArea-output[data-mime-type="application/vnd.jupyter.error"]')).first.wait_for(timeout=600_000)
             errors = page.locator('.jp-OutputArea-output[data-mime-type="application/vnd.jupyter.stderr"], .jp-OutputArea-output[data-mime-type="application/vnd.jupyter.error"]').all_inner_texts()
             assert not any('Traceback' in e for e in errors), errors[-1][-1500:]
-            drive(page, folder)
+            try: drive(page, folder)
+            except Exception: page.screenshot(path=SHOTS/'failure.png'); raise
             twin = page.locator('.jp-OutputArea-child:has(.lyra-cache-map) + .jp-OutputArea-child').first
             assert not twin.is_visible(), 'the static picture stands beside the live view'
             page.get_by_role('menuitem', name='File', exact=True).click()
@@ -133,10 +136,10 @@ def run(folder: Path, browser_path: str) -> None:
             time.sleep(3)
             context.close()
             server.ask('DELETE', f"/api/sessions/{session['id']}")
-            subprocess.run([sys.executable, '-m', 'nbconvert', '--to', 'html', notebook.name], cwd=folder, check=True, capture_output=True)
+            subprocess.run([sys.executable, '-m', 'nbconvert', '--to', 'html', notebook.name], cwd=notebook.parent, check=True, capture_output=True)
             browser = p.chromium.launch(executable_path=browser_path, args=FLAGS)
             page = browser.new_page(viewport=dict(width=1400, height=1000), offline=True)
-            page.goto(f"file://{folder/'widgets.html'}")
+            page.goto(f"file://{notebook.with_suffix('.html')}")
             pictures = [i for i in page.locator('img').all() if i.evaluate('i => i.complete && i.naturalWidth > 300') and i.is_visible()]
             assert len(pictures) >= 6, f'only {len(pictures)} pictures stand in the saved page'
             browser.close()
@@ -144,9 +147,9 @@ def run(folder: Path, browser_path: str) -> None:
     assert not faults, '; '.join(faults[:5])
 
 
-def problem() -> str:
-    "What is wrong, '' if nothing."
-    if os.environ.get('LYRA_SKIP_BROWSER'): print('LYRA_SKIP_BROWSER is set: no browser test on this machine'); return ''
+def problem() -> str | None:
+    "What is wrong, '' if nothing, None if this machine asked to skip."
+    if os.environ.get('LYRA_SKIP_BROWSER'): print('browser: not run, LYRA_SKIP_BROWSER is set'); return None
     path = next(filter(None, map(shutil.which, BROWSERS)), None)
     if path is None: return 'no Chromium here: install it (apt-get install -y chromium fonts-dejavu-core), or set LYRA_SKIP_BROWSER=1 to go without this test.'
     SHOTS.mkdir(parents=True, exist_ok=True)
@@ -161,7 +164,7 @@ def problem() -> str:
 def main() -> int:
     argparse.ArgumentParser(description=__doc__).parse_args()
     fault = problem()
-    print(f"browser: {fault or f'ok, screenshots in {SHOTS.relative_to(ROOT)}'}")
+    if fault is not None: print(f"browser: {fault or f'ok, screenshots in {SHOTS.relative_to(ROOT)}'}")
     return int(bool(fault))
 
 

@@ -101,17 +101,22 @@ def failed_notebooks() -> list[str]:
     return re.findall(r'^\t(\S+\.ipynb)$', ''.join(lines), flags=re.M) or [p.name for p in NOTEBOOKS]
 
 
-CHECKS = dict(clean=notebooks_are_clean, outputs=outputs_are_whole, export=package_is_exported, readme=readme_is_current, imports=imports_go_down, modules=modules_are_distinct)
+def browser_sees_the_widgets() -> str:
+    done = run(sys.executable, ROOT/'tools'/'browser.py')
+    return done.returncode and (done.stdout + done.stderr[-500:]).strip().removeprefix('browser: ')
+
+
+CHECKS = dict(clean=notebooks_are_clean, outputs=outputs_are_whole, export=package_is_exported, readme=readme_is_current, imports=imports_go_down, modules=modules_are_distinct, browser=browser_sees_the_widgets)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('checks', nargs='*', metavar='CHECK', help=f"which to run; all when none is named: {', '.join([*CHECKS, 'tests'])}")
-    parser.add_argument('--skip-tests', action='store_true', help='do not run the notebooks')
+    parser.add_argument('--skip-tests', action='store_true', help='run no notebook, in no browser')
     args = parser.parse_args()
     names = args.checks or [*CHECKS, 'tests']
     if (unknown := set(names) - {*CHECKS, 'tests'}): parser.error(f"no check is called {', '.join(unknown)}: choose from {', '.join([*CHECKS, 'tests'])}")
-    static = [name for name in CHECKS if name in names]
+    static = [name for name in CHECKS if name in names and not (args.skip_tests and name == 'browser')]
     for done, name in enumerate(static):
         problem = CHECKS[name]()
         print(f"{name}: {problem or 'ok'}", flush=True)

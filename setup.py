@@ -15,6 +15,6 @@ setup(
     classifiers=['Intended Audience :: Science/Research', 'Programming Language :: Python :: 3'],
     packages=[cfg['lib_path']], python_requires=f">={cfg['min_python']}",
     install_requires=cfg['requirements'].split(),
-    extras_require=dict(weights=weights, dev=cfg['dev_requirements'].split() + weights),
+    extras_require=dict(weights=weights, sweep=cfg['sweep_requirements'].split(), dev=cfg['dev_requirements'].split() + weights),
     entry_points=dict(console_scripts=cfg['console_scripts'].split()),
     long_description=readme.read_text(encoding='utf-8') if readme.exists() else '', long_description_content_type='text/markdown')

@@ -1,6 +1,7 @@
 __version__ = "0.1.0"
 
-_home = dict(Lyra='attention', LyraAttention='attention', LyraCache='cache', ContextPolicy='cache', Persona='persona', ChatSession='chat', LyraError='core', load_tokenizer='model')
+_home = dict(Lyra='attention', LyraAttention='attention', LyraCache='cache', ContextPolicy='cache', Persona='persona', ChatSession='chat', LyraError='core', load_tokenizer='model',
+             Recorder='trace', Trace='trace', explore='widgets', live='widgets')
 __all__ = list(_home)
 
 

@@ -105,17 +105,17 @@ class LyraAttention(nn.Module):
         hidden_states:Tensor, # [B, T, hidden]
         position_embeddings:tuple[Tensor, Tensor], # cos and sin, [B or 1, T, D], of this layer's type
         attention_mask:Tensor|None=None, # as the attention interface wants it, [B or 1, 1, T, S]
-        past_key_values=None, # any transformers `Cache`
+        cache=None, # any transformers `Cache`
         **kwargs
     )->tuple[Tensor, Tensor|None]: # [B, T, hidden], and weights [B, H, T, S] where the interface gives them
         "Attend, to what the cache says where there is one."
         query, key, value = self.project(hidden_states)
         cos, sin = position_embeddings
         query, key = rotate(torch.cat((query, key), dim=1), cos, sin).split((query.shape[1], key.shape[1]), dim=1)
-        if past_key_values is not None:
-            key, value = past_key_values.update(key, value, self.layer_idx)               # [B, K, S, D]
-            if hasattr(past_key_values, 'attention_mask'): attention_mask = past_key_values.attention_mask(self.layer_idx, query, self.config._attn_implementation)
-            if (watch := getattr(past_key_values, 'watch', None)) is not None: watch.attended(self, query, key, attention_mask)
+        if cache is not None:
+            key, value = cache.update(key, value, self.layer_idx)               # [B, K, S, D]
+            if hasattr(cache, 'attention_mask'): attention_mask = cache.attention_mask(self.layer_idx, query, self.config._attn_implementation)
+            if (watch := getattr(cache, 'watch', None)) is not None: watch.attended(self, query, key, attention_mask)
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention)
         output, weights = attend(self, query, key, value, attention_mask, scaling=self.scaling, sliding_window=self.sliding_window,
                                  dropout=self.attention_dropout if self.training else 0., **kwargs)

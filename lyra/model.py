@@ -14,6 +14,7 @@ from filelock import FileLock
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoTokenizer, Gemma3ForCausalLM, Gemma3TextConfig
 from transformers.models.gemma3.modeling_gemma3 import Gemma3DecoderLayer, Gemma3TextModel
+from transformers.utils.deprecation import deprecate_kwarg
 
 from .core import LyraError, cache_path
 
@@ -49,13 +50,14 @@ class LyraBase(Gemma3ForCausalLM):
         except OSError as e: raise LyraError(f'The weights in {path} could not be read: {str(e).splitlines()[0]}') from e
         return (model if device is None else model.to(device)).eval()
 
-    def forward(self, input_ids=None, attention_mask=None, position_ids=None, past_key_values=None, inputs_embeds=None, **kwargs):
+    @deprecate_kwarg('past_key_values', '5.40.0', new_name='cache')
+    def forward(self, input_ids=None, attention_mask=None, position_ids=None, cache=None, inputs_embeds=None, **kwargs):
         "As `Gemma3ForCausalLM.forward`; a cache with `begin_forward` owns its masks."
-        if (begin := getattr(past_key_values, 'begin_forward', None)) is not None:
+        if (begin := getattr(cache, 'begin_forward', None)) is not None:
             tokens = input_ids if input_ids is not None else inputs_embeds
             attention_mask = begin(attention_mask, position_ids, tokens, self.dtype)
         return super().forward(input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids,
-                               past_key_values=past_key_values, inputs_embeds=inputs_embeds, **kwargs)
+                               cache=cache, inputs_embeds=inputs_embeds, **kwargs)
 
 # %% ../nbs/01_strip_lyra.ipynb #c010
 TERMS = 'The Gemma weights stand under the Gemma Terms of Use (https://ai.google.dev/gemma/terms), not under the licence of this project.'

@@ -124,9 +124,10 @@ def run(folder: Path, browser_path: str) -> None:
             page.locator('#jp-main-statusbar, #jp-bottom-panel').get_by_text('| Idle').first.wait_for(timeout=60_000)
             page.get_by_role('menuitem', name='Run', exact=True).click()
             page.get_by_role('menuitem', name='Run All Cells', exact=True).click()
-            page.locator('.jp-OutputArea-output').get_by_text(DONE, exact=True).or_(page.locator('.jp-OutputArea-output[data-mime-type="application/vnd.jupyter.error"]')).first.wait_for(timeout=600_000)
-            errors = page.locator('.jp-OutputArea-output[data-mime-type="application/vnd.jupyter.stderr"], .jp-OutputArea-output[data-mime-type="application/vnd.jupyter.error"]').all_inner_texts()
-            assert not any('Traceback' in e for e in errors), errors[-1][-1500:]
+            outputs = page.locator('.jp-OutputArea-output')
+            fault = outputs.filter(has_text='Traceback (most recent call last)').first
+            outputs.get_by_text(DONE, exact=True).or_(fault).first.wait_for(timeout=600_000)
+            assert not fault.count(), fault.inner_text()[-1500:]
             try: drive(page, folder)
             except Exception: page.screenshot(path=SHOTS/'failure.png'); raise
             twin = page.locator('.jp-OutputArea-child:has(.lyra-cache-map) + .jp-OutputArea-child').first

@@ -29,12 +29,14 @@ class ContextPolicy:
     turn:bool = False # the current turn's tokens
     persona:bool = False # the persona's keys and values
     gain:float = 1. # how many times each of the persona's keys counts
+    gain_from:int = 0 # the first of the persona's tokens that a gain weighs; 1 spares its `<bos>`
 
     def __post_init__(self):
         least = 0 if self.turn or self.persona else 1
         if self.window is not None and (not isinstance(self.window, int) or self.window < least): raise LyraError(f'A window holds at least {least} token{"s"[:least < 1]}, or None for all; got {self.window!r}.')
         if not isinstance(self.sinks, int) or self.sinks < 0: raise LyraError(f'The number of sinks is 0 or more; got {self.sinks!r}.')
         if not 0 < self.gain < float('inf'): raise LyraError(f'A gain is a positive number, 1 for none; got {self.gain!r}.')
+        if not isinstance(self.gain_from, int) or self.gain_from < 0: raise LyraError(f'gain_from counts tokens of the persona, 0 or more; got {self.gain_from!r}.')
         if self.gain != 1 and not self.persona: raise LyraError('A gain weighs the keys of a persona: set persona=True, or leave the gain at 1.')
         if self.is_blind and self.sinks: raise LyraError('A layer without window and turn holds no sinks either: set sinks=0.')
 
@@ -43,6 +45,7 @@ class ContextPolicy:
         "Whether a query sees nothing of the conversation, not even itself."
         return self.window == 0 and not self.turn
 
+# %% ../nbs/04_sliding_window.ipynb #s003
 PRESETS = ('full', 'window', 'streaming', 'lyra', 'lyra-strict', 'pinned', 'pinned-gain')
 
 def preset(
@@ -50,14 +53,14 @@ def preset(
     config:Gemma3TextConfig, # gives the stock window
     *,
     sinks:int=4, # tokens, for `streaming`
-    gain:float=2., # for `pinned-gain`
+    gain:float=4., # for `pinned-gain`
 )->dict[str, ContextPolicy]: # layer type -> policy
     "A preset by name; raises `LyraError` for an unknown one."
     stock = ContextPolicy(window=config.sliding_window)
     presets = {
         'full': ContextPolicy(), 'window': stock, 'streaming': replace(stock, sinks=sinks),
         'lyra': ContextPolicy(window=0, turn=True, persona=True), 'lyra-strict': ContextPolicy(window=0, persona=True),
-        'pinned': replace(stock, persona=True), 'pinned-gain': replace(stock, persona=True, gain=gain)}
+        'pinned': replace(stock, persona=True), 'pinned-gain': replace(stock, persona=True, gain=gain, gain_from=1)}
     if name not in presets: raise LyraError(f"Unknown policy {name!r}: use one of {', '.join(PRESETS)}, or give a ContextPolicy per layer.")
     return dict(sliding_attention=stock, full_attention=presets[name])
 
@@ -68,10 +71,12 @@ def layer_policies(
     *,
     window_size=None, # tokens: for the bounded global layers; or a mapping of layer index or layer type to tokens or None
     sinks:int=4, # tokens, for the preset `streaming`
-    gain:float=2., # for the preset `pinned-gain`
+    gain:float=4., # for the preset `pinned-gain`
 )->tuple[ContextPolicy, ...]: # one per layer
     "One policy per layer."
     if isinstance(policy, str): policy = preset(policy, config, sinks=sinks, gain=gain)
+    if isinstance(policy, ContextPolicy): raise LyraError('One ContextPolicy is given for all layers: give a mapping of layer type to policy, or a list of one per layer.')
+    if isinstance(policy, Mapping) and (missing := set(config.layer_types) - set(policy)): raise LyraError(f"The policy says nothing of {', '.join(sorted(missing))}: give one ContextPolicy for each layer type.")
     policies = [policy[t] for t in config.layer_types] if isinstance(policy, Mapping) else list(policy)
     if len(policies) != config.num_hidden_layers: raise LyraError(f'{len(policies)} policies for {config.num_hidden_layers} layers: give one per layer.')
     if window_size is None: return tuple(policies)
@@ -103,6 +108,8 @@ class BufferLayer(CacheLayerMixin):
         self.wants_forward = False                      # whether a forward pass has to be announced to the cache first
         self.reset()
 
+# %% ../nbs/04_sliding_window.ipynb #s007
+class BufferLayer(BufferLayer):
     def reset(self)->None:
         "Forget the conversation; the buffer stays allocated."
         self.seen, self.base, self.turn_start = 0, 0, 0 # tokens ever given; tokens taken off the positions by re-basing; index of the turn's first token
@@ -127,6 +134,8 @@ class BufferLayer(CacheLayerMixin):
         "Slots before the window when it stands at the front."
         return self.persona_len + self.sinks
 
+# %% ../nbs/04_sliding_window.ipynb #s009
+class BufferLayer(BufferLayer):
     def _slots(self, T:int)->int:
         "Slots of a new buffer: a window has room to slide, everything else to grow."
         W = self.policy.window
@@ -145,6 +154,8 @@ class BufferLayer(CacheLayerMixin):
         self.start = self.end = self.front
         self.placed, self.is_initialized = None, True
 
+# %% ../nbs/04_sliding_window.ipynb #s011
+class BufferLayer(BufferLayer):
     @property
     def kept(self)->int:
         "Tokens of window and turn that the next query can see."
@@ -161,8 +172,10 @@ class BufferLayer(CacheLayerMixin):
     def nbytes(self)->int:
         "Bytes allocated."
         names = ('keys', 'values', 'sink_keys', 'sink_values', 'persona_keys', 'persona_values')
-        return sum(x.nbytes for x in (getattr(self, n, None) for n in names) if x is not None)
+        return sum(x.untyped_storage().nbytes() for x in (getattr(self, n, None) for n in names) if x is not None)
 
+# %% ../nbs/04_sliding_window.ipynb #s013
+class BufferLayer(BufferLayer):
     def get_seq_length(self)->int:
         "The position of the next token, as the model counts: tokens seen, less what re-basing took off."
         return self.seen - self.base
@@ -188,14 +201,8 @@ class BufferLayer(BufferLayer):
             self.sink_values[b, :, first-real:last-real] = value[b, :, first-self.seen:last-self.seen].detach()
         self.placed = None
 
-    def _place_front(self)->None:
-        "Show the persona, and the sinks that have left the window, in the slots just before it."
-        self.shown_sinks = n = min(self.sinks, self.seen - self.origin - (self.end - self.start))
-        if self.placed == (self.start, n): return
-        self.placed, at = (self.start, n), self.start - n
-        if n: self.keys.narrow(-2, at, n).copy_(self.sink_keys[:, :, :n]); self.values.narrow(-2, at, n).copy_(self.sink_values[:, :, :n])
-        if (P := self.persona_len): self.keys.narrow(-2, at - P, P).copy_(self.persona_keys); self.values.narrow(-2, at - P, P).copy_(self.persona_values)
-
+# %% ../nbs/04_sliding_window.ipynb #s017
+class BufferLayer(BufferLayer):
     def _write(self, key:Tensor, value:Tensor)->None:
         "Append at `end`; the caller has made room."
         T = key.shape[-2]
@@ -215,6 +222,16 @@ class BufferLayer(BufferLayer):
             more = max(more, self.keys.shape[-2])
             self.keys, self.values = (torch.cat([x, x.new_zeros(*x.shape[:2], more, x.shape[-1])], dim=-2) for x in (self.keys, self.values))
         return self.end + T <= self.keys.shape[-2]
+
+# %% ../nbs/04_sliding_window.ipynb #s019
+class BufferLayer(BufferLayer):
+    def _place_front(self)->None:
+        "Show the persona, and the sinks that have left the window, in the slots just before it."
+        self.shown_sinks = n = min(self.sinks, self.seen - self.origin - (self.end - self.start))
+        if self.placed == (self.start, n): return
+        self.placed, at = (self.start, n), self.start - n
+        if n: self.keys.narrow(-2, at, n).copy_(self.sink_keys[:, :, :n]); self.values.narrow(-2, at, n).copy_(self.sink_values[:, :, :n])
+        if (P := self.persona_len): self.keys.narrow(-2, at - P, P).copy_(self.persona_keys); self.values.narrow(-2, at - P, P).copy_(self.persona_values)
 
     def view(self)->tuple[Tensor, Tensor]:
         "Persona, sinks and window as they stand, keys and values `[B, K, S, D]`, without a copy."
@@ -251,20 +268,8 @@ class BufferLayer(BufferLayer):
         self.seen += T
         return shown
 
-    def _close_hole(self, fits:bool, key:Tensor, value:Tensor)->tuple[Tensor, Tensor]:
-        "The first prompt came padded behind a persona: per row, move the padding before it, so that all of it is on the left."
-        shown = tuple(torch.cat(pair, dim=-2) for pair in zip(self.view(), (key, value)))
-        first, m = shown[0].shape[-2] - self.shown, self.shown - key.shape[-2]
-        self.pad, hole, self.hole = self.hole + (0 if self.pad is None else self.pad), self.hole.tolist(), None
-        for b, (h, pad) in enumerate(zip(hole, self.pad.tolist())):
-            for x, sinks in zip(shown, (self.sink_keys, self.sink_values)):
-                x[b, :, first:first+m+h] = x[b, :, first:first+m+h].roll(h, dims=-2)
-                for r in range(self.shown_sinks):                             # a sink that had left the window may be back in its range
-                    if h and (back := pad + r - (self.seen - m)) >= 0: x[b, :, first+back] = sinks[b, :, r]
-        if fits: self.end = self.start; self._write(*(x[:, :, first:] for x in shown))
-        else: self._refill(*shown)
-        return shown
-
+# %% ../nbs/04_sliding_window.ipynb #s022
+class BufferLayer(BufferLayer):
     def _misfits(self, key:Tensor)->bool:
         "Whether an emptied buffer has to be allocated anew: other rows, dtype or device."
         return (key.shape[0], key.dtype, key.device) != (self.keys.shape[0], self.keys.dtype, self.keys.device)
@@ -275,6 +280,8 @@ class BufferLayer(BufferLayer):
         self.start = self.end = self.front
         self._write(*(x[:, :, x.shape[-2]-n:] for x in (keys, values)))
 
+# %% ../nbs/04_sliding_window.ipynb #s026
+class BufferLayer(BufferLayer):
     def begin_turn(self)->None:
         "End the turn: what only it showed is dropped, and what it took on top of its buffer is given back."
         self.turn_start = self.seen
@@ -291,6 +298,8 @@ class BufferLayer(BufferLayer):
         self.placed = None
         self._write(keys, values)
 
+# %% ../nbs/04_sliding_window.ipynb #s030
+class BufferLayer(BufferLayer):
     def place(self,
         keys:Tensor|None, # [B, K, P, D], rotated to their places; None: no persona
         values:Tensor|None, # [B, K, P, D]
@@ -303,16 +312,41 @@ class BufferLayer(BufferLayer):
         if self.is_initialized and not self.policy.is_blind: self._rebuild()
         else: self.start = self.end = self.front
 
+# %% ../nbs/04_sliding_window.ipynb #s034
+class BufferLayer(BufferLayer):
+    def _close_hole(self, fits:bool, key:Tensor, value:Tensor)->tuple[Tensor, Tensor]:
+        "The first prompt came padded behind a persona: per row, move the padding before it, so that all of it is on the left."
+        shown = tuple(torch.cat(pair, dim=-2) for pair in zip(self.view(), (key, value)))
+        first, m = shown[0].shape[-2] - self.shown, self.shown - key.shape[-2]
+        self.pad, hole, self.hole = self.hole + (0 if self.pad is None else self.pad), self.hole.tolist(), None
+        for b, (h, pad) in enumerate(zip(hole, self.pad.tolist())):
+            for x, sinks in zip(shown, (self.sink_keys, self.sink_values)):
+                x[b, :, first:first+m+h] = x[b, :, first:first+m+h].roll(h, dims=-2)
+                for r in range(self.shown_sinks):                             # a sink that had left the window may be back in its range
+                    if h and (back := pad + r - (self.seen - m)) >= 0: x[b, :, first+back] = sinks[b, :, r]
+        if fits: self.end = self.start; self._write(*(x[:, :, first:] for x in shown))
+        else: self._refill(*shown)
+        return shown
+
+# %% ../nbs/04_sliding_window.ipynb #s037
+class BufferLayer(BufferLayer):
     def rotate_by(self, cos:Tensor, sin:Tensor)->None:
         "Turn all keys by one angle, `[1, 1, D]` each."
         for x in (self.keys, self.sink_keys, self.persona_keys):
             if x is not None: x.copy_(rotate(x.float(), cos.to(x.device), sin.to(x.device)).to(x.dtype))
+
+    @property
+    def is_croppable(self)->bool:
+        "Whether tokens can be taken back, as assisted decoding does."
+        return self.policy.window is None
 
     def crop(self, tokens_to_remove:int)->None:
         "Take the last tokens back, a negative number of them; only where nothing was evicted for their sake."
         if self.policy.window is not None and tokens_to_remove: raise LyraError("A bounded window cannot take tokens back, since older ones are gone: use window_size=None on all layers, or decode without an assistant.")
         self.end -= abs(tokens_to_remove); self.seen -= abs(tokens_to_remove)
 
+# %% ../nbs/04_sliding_window.ipynb #s040
+class BufferLayer(BufferLayer):
     def _rows(self, f)->None:
         "Apply `f` to every tensor with a batch dimension."
         for name in ('keys', 'values', 'sink_keys', 'sink_values', 'persona_keys', 'persona_values', 'pad', 'hole', 'persona_pad'):
@@ -333,7 +367,7 @@ class LyraCache(Cache):
         prime:bool=True, # whether layers without a persona segment get the persona as the conversation's first tokens
         window_size=None, # see `layer_policies`
         sinks:int=4, # tokens, for the preset `streaming`
-        gain:float=2., # for the preset `pinned-gain`
+        gain:float=4., # for the preset `pinned-gain`
     ):
         self.config, self.policies = config, layer_policies(config, policy, window_size=window_size, sinks=sinks, gain=gain)
         stock = preset('full', config)
@@ -347,6 +381,16 @@ class LyraCache(Cache):
         self.personas, self.prime = _as_rows(persona, config), prime
         self._open()
 
+# %% ../nbs/04_sliding_window.ipynb #s043
+def _as_rows(persona, config)->list:
+    "One persona for all rows, or a list of one per row; raises `LyraError` where one was made for another model."
+    rows = [] if persona is None else list(persona) if isinstance(persona, Sequence) else [persona]
+    if persona is not None and not rows: raise LyraError('The list of personas is empty: give one persona, or one per row.')
+    for p in rows: p.check(config)
+    return rows
+
+# %% ../nbs/04_sliding_window.ipynb #s045
+class LyraCache(LyraCache):
     def _open(self)->None:
         "Count the persona's tokens as the conversation's first, where they are to be."
         self._padding = None            # [B] tokens of padding in the first prompts
@@ -364,6 +408,8 @@ class LyraCache(Cache):
         self._masks = {}
         self._open()
 
+# %% ../nbs/04_sliding_window.ipynb #s048
+class LyraCache(LyraCache):
     @property
     def next_position(self)->int:
         "The true position of the next token: every token of the conversation counts, evicted or not."
@@ -379,6 +425,8 @@ class LyraCache(Cache):
         "Layer type -> the most tokens that a layer of that type holds for the next query."
         return {t: max(l.tokens_held for l in self.layers if l.layer_type == t) for t in sorted(set(self.config.layer_types))}
 
+# %% ../nbs/04_sliding_window.ipynb #s051
+class LyraCache(LyraCache):
     def whole_mask(self,
         attention_mask:Tensor, # [B, T] of the new tokens
     )->Tensor: # [B, tokens that the model counts + T]
@@ -386,13 +434,6 @@ class LyraCache(Cache):
         whole = torch.cat([attention_mask.new_ones(attention_mask.shape[0], self.get_seq_length()), attention_mask], dim=-1)
         if self._padding is not None and self._fed: whole[:, :self.get_seq_length()] *= torch.arange(self.get_seq_length(), device=whole.device) >= self._padding[:, None]
         return whole
-
-def _as_rows(persona, config)->list:
-    "One persona for all rows, or a list of one per row; raises `LyraError` where one was made for another model."
-    rows = [] if persona is None else list(persona) if isinstance(persona, Sequence) else [persona]
-    if persona is not None and not rows: raise LyraError('The list of personas is empty: give one persona, or one per row.')
-    for p in rows: p.check(config)
-    return rows
 
 # %% ../nbs/04_sliding_window.ipynb #c024
 class LyraCache(LyraCache):
@@ -413,6 +454,8 @@ class LyraCache(LyraCache):
         self._fed = True
         return dict.fromkeys(self.config.layer_types)
 
+# %% ../nbs/04_sliding_window.ipynb #s053
+class LyraCache(LyraCache):
     def _read_padding(self, mask:Tensor, T:int)->None:
         "Take the left padding of the first forward; later tokens are all real."
         if isinstance(mask, Mapping) or mask.ndim != 2: raise LyraError('This cache derives its masks from positions: pass a 2-dimensional attention_mask of 0 and 1, or none.')
@@ -429,6 +472,14 @@ class LyraCache(LyraCache):
             if self.primed and not layer.policy.persona: layer.hole = pad
             else: layer.pad = layer.origin + pad
 
+# %% ../nbs/04_sliding_window.ipynb #s055
+def _stacked(personas, layer_idx:int, P:int, B:int, dtype, device)->tuple[Tensor, Tensor]:
+    "The personas' unrotated keys and values of one layer, `[B, K, P, D]`, shorter ones filled up on the left."
+    fill = lambda x: torch.nn.functional.pad(x, (0, 0, P - x.shape[-2], 0))
+    return tuple(torch.cat([fill(getattr(p, name)[layer_idx]) for p in personas]).to(device, dtype).expand(B, -1, -1, -1) for name in ('keys', 'values'))
+
+# %% ../nbs/04_sliding_window.ipynb #s058
+class LyraCache(LyraCache):
     @torch.no_grad()
     def _place(self,
         B:int, # rows
@@ -456,12 +507,16 @@ class LyraCache(LyraCache):
             layer.update(keys, values)
             layer.hole = hole
 
+# %% ../nbs/04_sliding_window.ipynb #s062
+class LyraCache(LyraCache):
     def begin_turn(self)->None:
         "Start a turn: the last one's tokens leave the `turn` segment, the persona moves up, far positions are re-based."
         for layer in self.layers: layer.begin_turn()
         self._placed, self._masks = False, {}
         if self.get_seq_length() > max(2048, 2*max(layer.kept for layer in self.layers)): self.rebase()
 
+# %% ../nbs/04_sliding_window.ipynb #s065
+class LyraCache(LyraCache):
     def set_persona(self,
         persona=None, # a `Persona`, a list with one per row, or None: none
     )->None:
@@ -475,39 +530,7 @@ class LyraCache(LyraCache):
             for layer in self.layers:
                 if layer.policy.persona: layer.place(None, None)
 
-def _stacked(personas, layer_idx:int, P:int, B:int, dtype, device)->tuple[Tensor, Tensor]:
-    "The personas' unrotated keys and values of one layer, `[B, K, P, D]`, shorter ones filled up on the left."
-    fill = lambda x: torch.nn.functional.pad(x, (0, 0, P - x.shape[-2], 0))
-    return tuple(torch.cat([fill(getattr(p, name)[layer_idx]) for p in personas]).to(device, dtype).expand(B, -1, -1, -1) for name in ('keys', 'values'))
-
 # %% ../nbs/04_sliding_window.ipynb #c025
-class LyraCache(LyraCache):
-    def attention_mask(self,
-        layer_idx:int, # which layer asks, after its update
-        query:Tensor, # [B, H, T, D]
-        attn:str, # attention implementation of the model
-    )->Tensor|None: # as the attention implementation wants it, or None where it needs none
-        "The mask of one layer, from the indices of the keys it was shown."
-        layer = self.layers[layer_idx]
-        if attn not in ('eager', 'sdpa'): raise LyraError(f"LyraCache works with the attention implementations 'eager' and 'sdpa', not {attn!r}: load the model with attn_implementation='sdpa'.")
-        geometry = query.shape[-2], layer.shown, layer.shown_sinks, attn, query.device
-        if self._masks.get(layer.policy, (None,))[0] != geometry: self._masks[layer.policy] = geometry, _weighed(_mask(layer, query, attn, self.as_stock), layer, query)
-        return self._masks[layer.policy][1]
-
-    def reorder_cache(self, beam_idx:Tensor)->None: self._before_rows(); super().reorder_cache(beam_idx)
-    def batch_repeat_interleave(self, repeats:int)->None: self._before_rows(); super().batch_repeat_interleave(repeats)
-    def batch_select_indices(self, indices:Tensor)->None: self._before_rows(); super().batch_select_indices(indices)
-
-    def _before_rows(self)->None:
-        "Rows are about to be moved: masks no longer hold, and personas of their own would not follow."
-        if len(self.personas) > 1: raise LyraError('Rows with personas of their own cannot be moved or repeated (beam search does that): generate greedily or by sampling, or give all rows one persona.')
-        self._masks, self._padding = {}, None
-
-    def crop(self, tokens_to_remove:int)->None:
-        "Take the last tokens back, a negative number of them; all layers or none."
-        if tokens_to_remove and any(p.window is not None for p in self.policies): raise LyraError("A bounded window cannot take tokens back, since older ones are gone: use window_size=None on all layers, or decode without an assistant.")
-        super().crop(tokens_to_remove)
-
 def visible(
     q:Tensor, # query indices, broadcastable against k
     k:Tensor, # key indices
@@ -522,6 +545,7 @@ def visible(
     segments = (q - k < window) | (k - pad < sinks)
     return see & (segments if turn_start is None else segments | (k >= turn_start))
 
+# %% ../nbs/04_sliding_window.ipynb #s068
 def _mask(layer:BufferLayer, query:Tensor, attn:str, as_stock:bool)->Tensor|None:
     "Build a layer's mask with transformers' mask function for `attn`."
     (B, _, T, _), policy, P, n = query.shape, layer.policy, layer.persona_len, layer.shown_sinks
@@ -547,15 +571,47 @@ def _mask(layer:BufferLayer, query:Tensor, attn:str, as_stock:bool)->Tensor|None
         allow_is_causal_skip=not padded and not n and not policy.persona and not policy.turn, local_size=policy.window,
         dtype=query.dtype, device=query.device)
 
+# %% ../nbs/04_sliding_window.ipynb #s072
 def _weighed(mask:Tensor|None, layer:BufferLayer, query:Tensor)->Tensor|None:
-    "Add log g to the logits of the persona's keys."
+    "Add log g to the logits of the persona's keys, from token `gain_from` on."
     (P, g), n = (layer.persona_len, layer.policy.gain), layer.shown_sinks + layer.shown
     if not P or g == 1: return mask
     if mask is None: mask = query.new_zeros(1, 1, query.shape[-2], P + n)
     elif mask.dtype == torch.bool: mask = torch.zeros_like(mask, dtype=query.dtype).masked_fill(~mask, torch.finfo(query.dtype).min)
     else: mask = mask.clone()
-    mask[..., :P] += math.log(g)
+    first = layer.policy.gain_from + (0 if layer.persona_pad is None else layer.persona_pad[:, None, None, None])   # of each row
+    mask[..., :P] += math.log(g)*(torch.arange(P, device=mask.device) >= first)
     return mask
+
+# %% ../nbs/04_sliding_window.ipynb #s075
+class LyraCache(LyraCache):
+    def attention_mask(self,
+        layer_idx:int, # which layer asks, after its update
+        query:Tensor, # [B, H, T, D]
+        attn:str, # attention implementation of the model
+    )->Tensor|None: # as the attention implementation wants it, or None where it needs none
+        "The mask of one layer, from the indices of the keys it was shown."
+        layer = self.layers[layer_idx]
+        if attn not in ('eager', 'sdpa'): raise LyraError(f"LyraCache works with the attention implementations 'eager' and 'sdpa', not {attn!r}: load the model with attn_implementation='sdpa'.")
+        geometry = query.shape[-2], layer.shown, layer.shown_sinks, attn, query.device
+        if self._masks.get(layer.policy, (None,))[0] != geometry: self._masks[layer.policy] = geometry, _weighed(_mask(layer, query, attn, self.as_stock), layer, query)
+        return self._masks[layer.policy][1]
+
+# %% ../nbs/04_sliding_window.ipynb #s079
+class LyraCache(LyraCache):
+    def reorder_cache(self, beam_idx:Tensor)->None: self._move_rows(lambda x: x.index_select(0, beam_idx.to(x.device))); super().reorder_cache(beam_idx)
+    def batch_repeat_interleave(self, repeats:int)->None: self._move_rows(lambda x: x.repeat_interleave(repeats, dim=0)); super().batch_repeat_interleave(repeats)
+    def batch_select_indices(self, indices:Tensor)->None: self._move_rows(lambda x: x[indices.to(x.device)]); super().batch_select_indices(indices)
+
+    def _move_rows(self, f)->None:
+        "Rows are about to be moved: masks no longer hold, and personas of their own would not follow."
+        if len(self.personas) > 1: raise LyraError('Rows with personas of their own cannot be moved or repeated (beam search does that): generate greedily or by sampling, or give all rows one persona.')
+        self._masks, self._padding = {}, None if self._padding is None else f(self._padding)
+
+    def crop(self, tokens_to_remove:int)->None:
+        "Take the last tokens back, a negative number of them; all layers or none."
+        if tokens_to_remove and any(p.window is not None for p in self.policies): raise LyraError("A bounded window cannot take tokens back, since older ones are gone: use window_size=None on all layers, or decode without an assistant.")
+        super().crop(tokens_to_remove)
 
 # %% ../nbs/04_sliding_window.ipynb #c046
 class LyraCache(LyraCache):
@@ -564,7 +620,9 @@ class LyraCache(LyraCache):
         offset:int|None=None, # tokens; None: as many as nothing in a window stands before
     )->int: # the offset that was taken off
         "Take a common offset off the positions that the model counts with; what is attended to, and at what distance, stays."
-        if offset is None: offset = min(layer.seen - layer.kept for layer in self.layers) - self.layers[0].base
+        if offset is None:
+            offset = min(layer.seen - layer.kept for layer in self.layers) - self.layers[0].base
+            if self._padding is not None: offset = max(0, min(offset, self.get_seq_length() - int(self._padding.max())))   # no row's position may fall below 0
         for layer in self.layers:
             layer.base += offset
             if not offset or not layer.is_initialized: continue

@@ -28,6 +28,7 @@ class Conversation:
     turns:tuple[str, ...]
     reference:tuple[str, ...]=()
 
+# %% ../nbs/06_chat.ipynb #d003
 def _texts(value)->bool: return isinstance(value, list) and bool(value) and all(isinstance(t, str) and t.strip() for t in value)
 
 def _conversation(line:str)->Conversation:
@@ -42,6 +43,7 @@ def _conversation(line:str)->Conversation:
     if reference and (not _texts(reference) or len(reference) != len(row['turns'])): raise ValueError('reference has to hold one non-empty text per turn')
     return Conversation(row['question_id'], str(row['category']), tuple(row['turns']), tuple(reference))
 
+# %% ../nbs/06_chat.ipynb #d006
 def read_conversations(
     path, # JSON lines, MT-Bench schema
 )->list[Conversation]: # in the file's order
@@ -77,8 +79,10 @@ class ChatSession:
         self.cache = LyraCache(model.config, policy, persona=persona, **cache_options)
         self.turns, self.journal = [], None
         self._open()
-        self.recorder = None            # who listens
+        self.recorder, self.streaming = None, False     # who listens; whether a reply is being made
 
+# %% ../nbs/06_chat.ipynb #d010
+class ChatSession(ChatSession):
     @property
     def _heard(self)->int:
         "Turns that were held."
@@ -94,10 +98,14 @@ class ChatSession:
         persona.check(self.model.config, self.model)
         if persona.made_with['template'] != self.template.name: raise LyraError(f"The persona was made with the template {persona.made_with['template']!r}, the session has {self.template.name!r}: build it anew, or choose its template.")
 
+# %% ../nbs/06_chat.ipynb #d013
+class ChatSession(ChatSession):
     def _ids(self, text:str)->list[int]: return self.tokenizer(text, add_special_tokens=False).input_ids
 
     def _prompt(self, text:str)->str: return ('' if self.at_start else self.template.between) + self.template.user.format(text=text)
 
+# %% ../nbs/06_chat.ipynb #d016
+class ChatSession(ChatSession):
     @torch.no_grad()
     def feed(self,
         ids:Sequence[int], # tokens, at least one with those pending
@@ -110,14 +118,57 @@ class ChatSession:
         if self.recorder is not None: self.recorder.heard(ids, logits)
         return logits
 
+# %% ../nbs/06_chat.ipynb #d019
+class ChatSession(ChatSession):
     def _check(self, **texts:str)->None:
-        "Raises `LyraError` for texts that cannot be a turn."
+        "Raises `LyraError` for texts that cannot be a turn, and while a reply is still being streamed."
+        if self.streaming: raise LyraError('A reply is still being streamed: take all of its pieces, or close the stream, before the next turn.')
         for what, text in texts.items():
             if not isinstance(text, str) or not text.strip(): raise LyraError(f'The {what} is empty: a turn needs some text.')
             if (found := [t for t in (*self.tokenizer.all_special_tokens, '<start_of_turn>', '<end_of_turn>') if t in text]): raise LyraError(f'The {what} contains the control token {found[0]}: remove it.')
-        if (found := [s for s in self.template.stops if s in texts.get('text', '')]): raise LyraError(f'The text contains {found[0].strip()!r} at the beginning of a line, which is how another turn would begin: reword it.')
+            if (found := [s for s in self.template.stops if s in text]): raise LyraError(f'The {what} contains {found[0].strip()!r} at the beginning of a line, which is how another turn would begin: reword it.')
         n, most = sum(len(self._ids(t)) for t in texts.values()), self.model.config.max_position_embeddings
         if n > most - 64: raise LyraError(f'The turn has {n} tokens, a turn may have {most - 64}: shorten it.')
+
+# %% ../nbs/06_chat.ipynb #d022
+class ChatSession(ChatSession):
+    def _state(self)->dict:
+        "What a turn changes."
+        return dict(cache=copy.deepcopy(self.cache), pending=list(self.pending), at_start=self.at_start)
+
+    def _restore(self, state:dict)->None:
+        "Undo a turn."
+        self.cache, self.pending, self.at_start = state['cache'], state['pending'], state['at_start']
+
+# %% ../nbs/06_chat.ipynb #d025
+class ChatSession(ChatSession):
+    def _record(self, before:dict, text:str, reply:str, ids:list[int])->None:
+        "Note a finished turn, on disk too where the session has a folder; undone where it cannot be written."
+        row = dict(turn=self._heard + 1, user=text, reply=reply, ids=ids, pending=list(self.pending), at_start=self.at_start)
+        try: self._append(row)
+        except BaseException: self._restore(before); raise
+        self.turns.append(row)
+        if self.recorder is not None: self.recorder.end(self.turns[-1])
+
+    def _append(self, row:dict)->None: pass
+
+# %% ../nbs/06_chat.ipynb #d026
+class ChatSession(ChatSession):
+    def _ends(self, reply:list[int], token:int)->bool:
+        "Whether a reply ends before `token`."
+        if token == self.tokenizer.eos_token_id: return True
+        words = self.tokenizer.decode([*reply[-3:], token])
+        return any(words.endswith(stop.rstrip(':')) for stop in self.template.stops)
+
+# %% ../nbs/06_chat.ipynb #tp2
+def _choose(logits:Tensor, temperature:float, top_p:float, generator:torch.Generator|None)->int:
+    "The likeliest token at temperature 0, else one of the likeliest that together hold `top_p`."
+    if temperature == 0: return int(logits.argmax())
+    p = torch.softmax(logits.float()/temperature, -1)
+    if top_p < 1:
+        ranked, order = p.sort(descending=True, stable=True)
+        p[order[ranked.cumsum(-1) - ranked >= top_p]] = 0
+    return int(torch.multinomial(p, 1, generator=generator))
 
 # %% ../nbs/06_chat.ipynb #c011
 class ChatSession(ChatSession):
@@ -126,33 +177,32 @@ class ChatSession(ChatSession):
         *,
         max_new_tokens:int=64, # longest reply, tokens
         temperature:float=0., # 0: greedy
+        top_p:float=1., # share of the probability that is drawn from, above 0; 1: all
         generator:torch.Generator|None=None, # of the samples
     )->Iterator[str]: # pieces of the reply, as they come
         "A turn whose reply the model makes."
         self._check(text=text)
-        before = self._state()
+        if not 0 < top_p <= 1: raise LyraError(f'top_p is a share of the probability, above 0 and at most 1; got {top_p!r}.')
+        before, self.streaming = self._state(), True
         try:
             self.cache.begin_turn()
             prompt, reply, shown = self._ids(self._prompt(text)), [], 0
             if self.recorder is not None: self.recorder.begin(len(self.pending) + len(prompt))
             logits, self.at_start = self.feed(prompt, keep=1)[-1], False
             for left in reversed(range(max_new_tokens)):
-                token = int(logits.argmax() if temperature == 0 else torch.multinomial(torch.softmax(logits.float()/temperature, -1), 1, generator=generator))
+                token = _choose(logits, temperature, top_p, generator)
                 if self._ends(reply, token): break
                 reply.append(token); self.pending = [token]
                 words = self.tokenizer.decode(reply)
                 if not words.endswith(('\ufffd', '\n')): yield words[shown:]; shown = len(words)
                 if left: logits = self.feed([])[-1]
         except BaseException: self._restore(before); raise
+        finally: self.streaming = False
         if reply and self.tokenizer.decode(reply).endswith('\n\n') and self.template.between == '\n\n': self.at_start = True  # the blank line between turns is there already
         self._record(before, text, self.tokenizer.decode(reply).strip(), [*before['pending'], *prompt, *reply])
 
-    def _ends(self, reply:list[int], token:int)->bool:
-        "Whether a reply ends before `token`."
-        if token == self.tokenizer.eos_token_id: return True
-        words = self.tokenizer.decode([*reply[-3:], token])
-        return any(words.endswith(stop.rstrip(':')) for stop in self.template.stops)
-
+# %% ../nbs/06_chat.ipynb #d031
+class ChatSession(ChatSession):
     def say(self,
         text:str, # the user's turn
         *,
@@ -164,6 +214,8 @@ class ChatSession(ChatSession):
             if on_text is not None: on_text(piece)
         return self.turns[-1]['reply']
 
+# %% ../nbs/06_chat.ipynb #d033
+class ChatSession(ChatSession):
     def tell(self,
         text:str, # the user's turn
         reply:str, # the persona's, given
@@ -183,24 +235,6 @@ class ChatSession(ChatSession):
         self._record(before, text, reply, ids)
         if scored: return torch.nn.functional.cross_entropy(logits[:-1].float(), torch.tensor(ids[1:], device=logits.device), reduction='none').cpu()
 
-    def _state(self)->dict:
-        "What a turn changes."
-        return dict(cache=copy.deepcopy(self.cache), pending=list(self.pending), at_start=self.at_start)
-
-    def _restore(self, state:dict)->None:
-        "Undo a turn."
-        self.cache, self.pending, self.at_start = state['cache'], state['pending'], state['at_start']
-
-    def _record(self, before:dict, text:str, reply:str, ids:list[int])->None:
-        "Note a finished turn, on disk too where the session has a folder; undone where it cannot be written."
-        row = dict(turn=self._heard + 1, user=text, reply=reply, ids=ids, pending=list(self.pending), at_start=self.at_start)
-        try: self._append(row)
-        except BaseException: self._restore(before); raise
-        self.turns.append(row)
-        if self.recorder is not None: self.recorder.end(self.turns[-1])
-
-    def _append(self, row:dict)->None: pass
-
 # %% ../nbs/06_chat.ipynb #c015
 class ChatSession(ChatSession):
     def _replay(self, row:Mapping)->None:
@@ -212,13 +246,17 @@ class ChatSession(ChatSession):
         self.pending, self.at_start = list(row['pending']), row['at_start']
         self.turns.append(dict(row))
 
+# %% ../nbs/06_chat.ipynb #d037
+class ChatSession(ChatSession):
     def off_the_record(self)->'ChatSession':
         "A copy that can be questioned; what it hears, this conversation does not."
         twin = copy.copy(self)
         twin._restore(self._state())
-        twin.turns, twin.journal, twin.recorder, twin.cache.watch = list(self.turns), None, None, None
+        twin.turns, twin.journal, twin.recorder, twin.cache.watch, twin.streaming = list(self.turns), None, None, None, False
         return twin
 
+# %% ../nbs/06_chat.ipynb #d040
+class ChatSession(ChatSession):
     def score(self,
         question:str, # the user's question
         prefix:str, # how the reply begins
@@ -226,21 +264,27 @@ class ChatSession(ChatSession):
     )->tuple[float, int]: # log-probability of the answer (nats, summed over its tokens); worst rank among them, 1 is the model's first choice
         "How likely an answer is to a question asked off the record."
         twin, ids = self.off_the_record(), self._ids(answer)
+        if not ids: raise LyraError('The answer is empty: give the text that should follow.')
         twin.cache.begin_turn()
         first = twin.feed(twin._ids(twin._prompt(question) + self.template.reply.format(text=prefix)))[-1:]
         logits = torch.cat([first, twin.feed(ids)[:-1]]).float()
         chosen = logits[torch.arange(len(ids)), ids]
         return (chosen - logits.logsumexp(-1)).sum().item(), int((logits > chosen[:, None]).sum(-1).max()) + 1
 
+# %% ../nbs/06_chat.ipynb #d043
+class ChatSession(ChatSession):
     def set_persona(self,
         persona:Persona|None, # from the next turn on; None: none
     )->None:
         "Exchange the persona between turns; what was said stays said."
         if persona is not None: self._fits(persona)
-        self.cache.set_persona(persona)
-        self.persona = persona
-        if not self._heard: self._open()
-        self._append_persona()
+        before, old = self._state(), self.persona
+        try:
+            self.cache.set_persona(persona)
+            self.persona = persona
+            if not self._heard: self._open()
+            self._append_persona()
+        except BaseException: self._restore(before); self.persona = old; raise
 
     def _append_persona(self)->None: pass
 
@@ -261,6 +305,7 @@ def _policy(plain):
     if isinstance(plain, str): return plain
     return {k: ContextPolicy(**p) for k, p in plain.items()} if isinstance(plain, Mapping) else [ContextPolicy(**p) for p in plain]
 
+# %% ../nbs/06_chat.ipynb #d049
 class ChatSession(ChatSession):
     def save(self,
         folder, # made where it does not exist; a session that lies there already is replaced
@@ -272,7 +317,7 @@ class ChatSession(ChatSession):
             if any('persona' in t for t in self.turns): raise LyraError('A session whose persona was exchanged is saved from its beginning: call save() before the first turn.')
             lines = [dict(lyra_session=1, settings=dict(self.settings, policy=_plain(self.settings['policy']), window_size=_pairs(self.settings.get('window_size'))), weights=weights_hash(self.model), persona=self._save_persona(folder)), *self.turns]
             work = folder/f'.{JOURNAL}'
-            work.write_text(''.join(json.dumps(x) + '\n' for x in lines), encoding='utf-8')
+            with open(work, 'w', encoding='utf-8') as f: f.writelines(json.dumps(x) + '\n' for x in lines); f.flush(); os.fsync(f.fileno())
             os.replace(work, folder/JOURNAL)
         except OSError as e: raise LyraError(f'{folder} cannot be written ({e.strerror}): name another folder.') from e
         self.journal = folder/JOURNAL
@@ -285,20 +330,26 @@ class ChatSession(ChatSession):
         if not (folder/name).exists(): self.persona.save(folder/name)
         return name
 
+# %% ../nbs/06_chat.ipynb #d052
+class ChatSession(ChatSession):
     def _append(self, row:dict)->None:
         if self.journal is None: return
-        size = self.journal.stat().st_size
+        size = None
         try:
+            size = self.journal.stat().st_size
             with open(self.journal, 'a', encoding='utf-8') as f: f.write(json.dumps(row) + '\n'); f.flush(); os.fsync(f.fileno())
         except BaseException as e:
-            os.truncate(self.journal, size)                                       # half a line would make the next one unreadable
+            if size is not None: os.truncate(self.journal, size)                  # half a line would make the next one unreadable
             if isinstance(e, OSError): raise LyraError(f'{self.journal} cannot be written ({e.strerror}): the turn is undone; make room and say it again.') from e
             raise
 
     def _append_persona(self)->None:
-        self.turns.append(dict(persona=None if self.journal is None else self._save_persona(self.journal.parent)))
-        self._append(self.turns[-1])
+        row = dict(persona=None if self.journal is None else self._save_persona(self.journal.parent))
+        self._append(row)
+        self.turns.append(row)
 
+# %% ../nbs/06_chat.ipynb #d055
+class ChatSession(ChatSession):
     @classmethod
     def load(cls,
         folder, # that `save` wrote
@@ -306,18 +357,21 @@ class ChatSession(ChatSession):
     )->'ChatSession': # goes on appending to the folder
         "Read a session; raises `LyraError` where it is damaged or was held with another model."
         journal = Path(folder)/JOURNAL
-        try: text = journal.read_bytes().decode('utf-8', errors='replace')
+        try: written = journal.read_bytes()
         except OSError as e: raise LyraError(f'{journal} cannot be read ({e.strerror}): name a folder that a session was saved to.') from e
-        whole = text[:text.rfind('\n') + 1]                                       # a line without its end was cut off by a crash
-        try: header, *rows = map(json.loads, whole.split('\n')[:-1]); settings, _, _ = (header[k] for k in ('settings', 'weights', 'persona'))
+        whole = written[:written.rfind(b'\n') + 1]                                # a line without its end was cut off by a crash
+        try: header, *rows = map(json.loads, whole.decode('utf-8').split('\n')[:-1]); settings, _, _ = (header[k] for k in ('settings', 'weights', 'persona'))
         except (ValueError, KeyError, TypeError) as e: raise LyraError(f'{journal} is damaged ({e}): remove what stands behind its last whole line.') from e
+        if header.get('lyra_session') != 1: raise LyraError(f"{journal} is in format {header.get('lyra_session')!r}, this version reads 1: continue it with the version that wrote it.")
         persona = lambda name: name and Persona.load(journal.parent/name, model)
         if header['weights'] != weights_hash(model): raise LyraError(f'{journal} was held with another model: load that one.')
         if isinstance(window := settings.get('window_size'), list): window = dict(window)
         session = cls(model, tokenizer, persona(header['persona']), **dict(settings, policy=_policy(settings['policy']), window_size=window))
         for row in tqdm(rows, desc='reading the session', unit='turn', disable=len(rows) < 20, file=sys.stderr):
-            if 'persona' in row: session.set_persona(persona(row['persona']))
-            else: session._replay(row)
-        if len(whole) < len(text): os.truncate(journal, len(whole.encode('utf-8')))
+            try:
+                if 'persona' in row: session.set_persona(persona(row['persona'])); session.turns[-1] = row
+                else: session._replay(row)
+            except (KeyError, TypeError) as e: raise LyraError(f'{journal} is damaged: a turn lacks {e}.') from e
+        if len(whole) < len(written): os.truncate(journal, len(whole))
         session.journal = journal
         return session

@@ -22,6 +22,7 @@ def _load(args)->tuple: # tokenizer, model
     print('Loading the model ...', file=sys.stderr, flush=True)
     return load_tokenizer(args.model), Lyra.from_pretrained(args.model, dtype='float32')
 
+# %% ../nbs/10_cli.ipynb #d002
 def _persona(path, model, tokenizer, template:str): # Persona or None
     "A saved persona, or one built from a card."
     from lyra.persona import Persona, read_card
@@ -34,6 +35,7 @@ def _check_persona(path)->None:
     from lyra.persona import Persona, read_card
     if path is not None: read_card(path) if path.suffix == '.json' else Persona.load(path)
 
+# %% ../nbs/10_cli.ipynb #d005
 def persona_build(args)->int: # exit code
     "Build a persona from a card and save it."
     from lyra.persona import Persona, read_card
@@ -44,6 +46,7 @@ def persona_build(args)->int: # exit code
     print(f'{persona.text}\n\n{persona.save(out)}: {len(persona)} tokens, {persona.nbytes/1e6:.1f} MB')
     return 0
 
+# %% ../nbs/10_cli.ipynb #d007
 def persona_show(args)->int: # exit code
     "Say what is in a persona file."
     from lyra.persona import Persona
@@ -65,6 +68,7 @@ def _session(args, model, tokenizer):
     if args.out: session.save(args.out)
     return session
 
+# %% ../nbs/10_cli.ipynb #d009
 def _typed(prompt:str='You: '):
     "Lines from the terminal, until its end or /quit."
     while True:
@@ -73,9 +77,11 @@ def _typed(prompt:str='You: '):
         if text == '/quit': return
         if text: yield text
 
+# %% ../nbs/10_cli.ipynb #d012
 def chat(args)->int: # exit code
     "Converse, in a terminal or over a file; returns 0."
     if args.turns is not None and args.turns < 1: raise LyraError(f'--turns has to be 1 or more, not {args.turns}.')
+    if args.turns is not None and args.input is None: raise LyraError('--turns cuts the turns of --input: name a file with it, or leave it out.')
     if args.resume and (given := [o for o in ('persona', 'window', 'out') if getattr(args, o) is not None]): raise LyraError(f'--{given[0]} cannot be changed in a saved session: leave it out with --resume.')
     if args.resume and not (args.resume/'session.jsonl').is_file(): raise LyraError(f'{args.resume} holds no session: name a folder that --out wrote.')
     if args.window is not None and args.window < 1: raise LyraError(f'--window has to be 1 or more, not {args.window}.')
@@ -91,6 +97,7 @@ def chat(args)->int: # exit code
     tokenizer, model = _load(args)
     import torch
     session, generator = _session(args, model, tokenizer), torch.Generator().manual_seed(args.seed)
+    if args.resume: print(f"Continuing after {len(session.turns)} turns, with the settings of the session: {', '.join(f'{k} {v}' for k, v in session.settings.items() if isinstance(v, (str, int, float)))}.", file=sys.stderr)
     if turns is None: print('Type a message; /quit or Ctrl-D ends, Ctrl-C breaks a reply off.', file=sys.stderr)
     for text in _typed() if turns is None else turns:
         if turns: print(f'You: {text}')
@@ -123,6 +130,7 @@ def pick_turns(
     if len(turns) < n: raise LyraError(f'The input holds {len(turns)} user turns and {n} are asked for: lower --turns or give a longer --input.')
     return turns[:n]
 
+# %% ../nbs/10_cli.ipynb #d015
 def run_policy(
     model, tokenizer, # as `Lyra.from_pretrained` and `load_tokenizer` give them
     persona, # a `Persona`
@@ -169,6 +177,7 @@ def table(
         out.append(f"{p:12} {mine[-1]['position']:7} {mine[-1]['global_tokens']:19} {mine[-1]['bytes']/1e6:9.1f} {sum(r['seconds'] for r in mine)/len(mine):7.2f}")
     return '\n'.join(out)
 
+# %% ../nbs/10_cli.ipynb #d019
 def figure(
     rows:list[dict], # of all policies
     path=None, # PNG to write; None: only draw
@@ -191,6 +200,7 @@ def figure(
     if path is not None: fig.savefig(path, dpi=150)
     return fig
 
+# %% ../nbs/10_cli.ipynb #d021
 def save(rows:list[dict], args, out:Path)->None:
     "Write table (CSV), settings and rows (JSON), and figure (PNG) to `out`."
     with open(out/'turns.csv', 'w', newline='', encoding='utf-8') as f:
@@ -207,6 +217,7 @@ def demo(args)->int: # exit code
     for name, least in (('turns', 1), ('window', 1), ('max_new_tokens', 1)):
         if getattr(args, name) < least: raise LyraError(f"--{name.replace('_', '-')} has to be {least} or more, not {getattr(args, name)}.")
     if args.temperature < 0: raise LyraError(f'--temperature has to be 0 (greedy) or more, not {args.temperature}.')
+    if args.gain <= 0: raise LyraError(f'--gain has to be positive, not {args.gain}.')
     card = read_card(args.persona or data_path('personas', 'lyra.json'))
     if not card.probes: raise LyraError(f'{args.persona} has no probes to ask: add {{"id", "question", "prefix", "expected", "foils"}}.')
     turns = pick_turns(read_conversations(args.input or data_path('conversations', 'two_turns.jsonl')), args.turns, args.seed)
@@ -227,12 +238,15 @@ def demo(args)->int: # exit code
 def _plan(args):
     "The sweep that the arguments describe."
     from lyra.drift import Plan
+    from lyra.persona import read_card
     given = {k: v for k, v in vars(args).items() if k in ('turns', 'orders', 'probes', 'scored_every', 'model', 'template', 'seed')}
-    personas = args.personas or sorted(data_path('personas').glob('*.json'))
-    if args.quick: given, personas = given | dict(turns=min(args.turns, 20), scored_every=5), personas[:3]
+    personas = args.personas or [p for p in sorted(data_path('personas').glob('*.json')) if read_card(p).question_id > 5]   # no setting was tuned on these
+    given['references'] = tuple(filter(None, args.references.split(',')))
+    if args.quick: given, personas = given | dict(turns=min(args.turns, 20)), personas[:3]
     if args.methods: given['methods'] = tuple(args.methods.split(','))
-    return Plan(personas=tuple(map(str, personas)), conversations=str(args.input or data_path('conversations', 'two_turns.jsonl')), **given)
+    return Plan(personas=tuple(map(str, personas)), conversations=str(args.input or data_path('conversations', 'held_out.jsonl')), **given)
 
+# %% ../nbs/10_cli.ipynb #d025
 def drift(args)->int: # exit code
     "Run a sweep and print its summary; returns 0."
     for name in ('turns', 'orders', 'probes', 'scored_every', 'workers'):
@@ -247,36 +261,45 @@ def drift(args)->int: # exit code
     table = summary(results, delta=args.delta)
     table.to_csv(args.out/'summary.csv')
     curves(results).savefig(args.out/'curves.png', dpi=150)
-    if {'none', 'full'} <= set(plan.methods): frontier(results).savefig(args.out/'frontier.png', dpi=150)
+    saved = ['curves.png', 'results.csv', 'summary.csv', 'settings.json']
+    if {'none', 'full'} <= set(plan.methods): frontier(results).savefig(args.out/'frontier.png', dpi=150); saved.insert(0, 'frontier.png')
     with pd.option_context('display.width', 220, 'display.max_columns', None, 'display.max_colwidth', None, 'display.precision', 3): print(table.map(lambda x: x if not isinstance(x, float) else f'{x:.3f}'))
-    print(f"\nLog-odds of the persona's answers in nats, means over {len(plan.personas)} personas with 95 % bootstrap intervals; 'p equivalent': within ±{args.delta} of the first check; 'cost': NLL over full.\nSaved: {args.out/'frontier.png'} and {args.out/'curves.png'} (figures), {args.out/'results.csv'}, {args.out/'summary.csv'}, {args.out/'settings.json'}")
+    print(f"\nLog-odds of the persona's answers in nats, means over {len(plan.personas)} personas with 95 % bootstrap intervals; 'p equivalent': within ±{args.delta} of the first check; 'half-life': the turn at which half the distance to no persona is lost; 'over full': lead at the last check; 'cost': NLL over full, nats a token.\nSaved in {args.out}: {', '.join(saved)}")
     return 0
 
 # %% ../nbs/10_cli.ipynb #c015
+class _Help(argparse.ArgumentDefaultsHelpFormatter):
+    "Shows defaults, where there are some."
+    def _get_help_string(self, action): return action.help if action.default is None or action.default == '' else super()._get_help_string(action)
+
 def _cache_arguments(p)->None:
     p.add_argument('--window', type=int, metavar='W', help='tokens of the conversation that bounded global layers hold; by default the model\'s own sliding window')
-    p.add_argument('--gain', type=float, default=2., help='weight of the persona under pinned-gain')
+    p.add_argument('--gain', type=float, default=4., help='weight of the persona under pinned-gain')
 
-def parser()->argparse.ArgumentParser:
-    "The command line of `lyra`."
-    defaults = argparse.ArgumentDefaultsHelpFormatter
-    top = argparse.ArgumentParser(prog='lyra', description='Gemma 3 with a persona that does not fade: caches that decide what every layer attends to.')
-    commands = top.add_subparsers(title='commands', metavar='COMMAND', required=True)
-    model = lambda p: p.add_argument('--model', metavar='PATH_OR_ID', help='a Gemma 3 text checkpoint, folder or hub id; by default Gemma 3 270M from its package')
-    template = lambda p: p.add_argument('--template', default='transcript', choices=('transcript', 'gemma'), help='how turns are written: transcript for base models, gemma for instruction-tuned ones')
+def _model_argument(p)->None:
+    p.add_argument('--model', metavar='PATH_OR_ID', help='a Gemma 3 text checkpoint, folder or hub id; by default Gemma 3 270M from its package')
 
+def _template_argument(p)->None:
+    p.add_argument('--template', default='transcript', choices=('transcript', 'gemma'), help='how turns are written: transcript for base models, gemma for instruction-tuned ones')
+
+# %% ../nbs/10_cli.ipynb #d027
+def _add_persona(commands)->None:
+    "`lyra persona build` and `lyra persona show`."
     personas = commands.add_parser('persona', help='build a persona, or show one').add_subparsers(title='commands', metavar='COMMAND', required=True)
-    p = personas.add_parser('build', help='compute a persona from a card and save it', formatter_class=defaults,
+    p = personas.add_parser('build', help='compute a persona from a card and save it', formatter_class=_Help,
         description='Run an instruction through the model once and save what later turns attend to, as one safetensors file.')
     p.add_argument('card', type=Path, metavar='CARD.json', help='{"question_id", "category", "turns": ["You are ..."]}, see data/README.md')
     p.add_argument('-o', '--output', type=Path, metavar='FILE', help='file to write; by default beside the card, with the ending .safetensors')
     p.add_argument('--acknowledgement', metavar='TEXT', help="the persona's reply to the instruction; by default the card's, or what the model writes")
-    template(p); model(p); p.set_defaults(run=persona_build)
+    _template_argument(p); _model_argument(p); p.set_defaults(run=persona_build)
     p = personas.add_parser('show', help='say what is in a persona file', description='Print text, size, origin and fingerprint of a saved persona.')
     p.add_argument('file', type=Path, metavar='FILE', help='a .safetensors file that `lyra persona build` wrote')
     p.set_defaults(run=persona_show)
 
-    p = commands.add_parser('chat', help='converse in a terminal, or over a file', formatter_class=defaults,
+# %% ../nbs/10_cli.ipynb #d030
+def _add_chat(commands)->None:
+    "`lyra chat`."
+    p = commands.add_parser('chat', help='converse in a terminal, or over a file', formatter_class=_Help,
         description='Converse with a persona in its own cache (lyra, lyra-strict, pinned, pinned-gain), or as an ordinary prefix (full, window, streaming).')
     p.add_argument('--persona', type=Path, metavar='FILE', help='a saved persona (.safetensors), or a card (.json)')
     p.add_argument('--policy', default='lyra', choices=('full', 'window', 'streaming', *NEED_PERSONA), help='what the layers attend to')
@@ -290,27 +313,34 @@ def parser()->argparse.ArgumentParser:
     p.add_argument('--max-new-tokens', type=int, default=64, help='longest reply, in tokens')
     p.add_argument('--temperature', type=float, default=0., help='of the replies; 0 is greedy')
     p.add_argument('--seed', type=int, default=0, help='of sampled replies')
-    template(p); model(p); p.set_defaults(run=chat)
+    _template_argument(p); _model_argument(p); p.set_defaults(run=chat)
 
-    p = commands.add_parser('demo', help='how long a persona lasts under four caches', formatter_class=defaults,
+# %% ../nbs/10_cli.ipynb #d033
+def _add_demo(commands)->None:
+    "`lyra demo`."
+    p = commands.add_parser('demo', help='how long a persona lasts under four caches', formatter_class=_Help,
         description='Hold one conversation with a persona under full, window, lyra and pinned-gain; ask for its name after turns 1, 5, 10, 20, 40, and measure memory and time.')
     p.add_argument('--persona', type=Path, metavar='CARD.json', help='a persona card with probes, the first of which is asked; by default data/personas/lyra.json')
     p.add_argument('--input', type=Path, metavar='FILE', help='JSON lines {"question_id", "category", "turns": [...], "reference": [...]}; by default the questions of the repository')
     p.add_argument('--turns', type=int, default=40, help='user turns')
     p.add_argument('--generate', action='store_true', help='let the model write the replies, even where the input has references')
     p.add_argument('--window', type=int, default=512, metavar='W', help='tokens that bounded global layers hold')
-    p.add_argument('--gain', type=float, default=2., help='weight of the persona under pinned-gain')
+    p.add_argument('--gain', type=float, default=4., help='weight of the persona under pinned-gain')
     p.add_argument('--max-new-tokens', type=int, default=40, help='longest reply, in tokens')
     p.add_argument('--temperature', type=float, default=0., help='of replies that the model writes; 0 is greedy')
     p.add_argument('--seed', type=int, default=0, help='order of the questions, and sampling')
     p.add_argument('--out', type=Path, default=Path('out/demo'), metavar='DIR', help='folder for the results; files of an earlier run are replaced')
-    model(p); p.set_defaults(run=demo)
+    _model_argument(p); p.set_defaults(run=demo)
 
-    p = commands.add_parser('drift', help='how long personas last under many methods, and what it costs', formatter_class=defaults,
-        description='Tell every persona the same turns under every method, ask its probes at turns 1, 5, 10, 20, 40, 80, ..., and sum up with intervals over personas. Goes on where it was stopped.')
-    p.add_argument('--methods', metavar='A,B,...', help='none (the floor), full, window, streaming:n, reprompt:k, reprefill:n, lyra, lyra-strict, pinned, pinned-gain:g, everywhere:n; by default eight of them')
-    p.add_argument('--personas', type=Path, nargs='+', metavar='CARD.json', help='persona cards with probes; by default those of the repository')
-    p.add_argument('--input', type=Path, metavar='FILE', help='JSON lines {"question_id", "category", "turns": [...], "reference": [...]}; by default the questions of the repository')
+# %% ../nbs/10_cli.ipynb #d035
+def _add_drift(commands)->None:
+    "`lyra drift`."
+    p = commands.add_parser('drift', help='how long personas last under many methods, and what it costs', formatter_class=_Help,
+        description='Tell every persona the same turns under every method, ask its probes at turns 1, 5, 10, 25, 50, 80, 160, ..., and sum up with intervals over personas. Goes on where it was stopped.')
+    p.add_argument('--methods', metavar='A,B,...', help='none (the floor), full, window, streaming:n, reprompt:k, reprefill:n, lyra, lyra-strict, pinned, pinned-gain:g, split-softmax:k, everywhere:n; by default eight of them')
+    p.add_argument('--personas', type=Path, nargs='+', metavar='CARD.json', help='persona cards with probes; by default the eight of the repository that no setting was tuned on')
+    p.add_argument('--input', type=Path, metavar='FILE', help='JSON lines {"question_id", "category", "turns": [...], "reference": [...]}; by default the held-out questions of the repository')
+    p.add_argument('--references', default='', metavar='A,B', help='methods held beside every cell, from which the divergence is measured, such as full,none; each takes as long as a cell')
     p.add_argument('--turns', type=int, default=80, help='turns of a conversation')
     p.add_argument('--orders', type=int, default=1, help='orders of the conversations, each with every persona')
     p.add_argument('--probes', type=int, default=3, help='probes of each persona')
@@ -321,9 +351,17 @@ def parser()->argparse.ArgumentParser:
     p.add_argument('--workers', type=int, default=1, metavar='N', help='processes')
     p.add_argument('--dask', metavar='ADDRESS', help='scheduler of a Dask cluster that runs the cells instead; needs the extra "sweep"')
     p.add_argument('--out', type=Path, default=Path('out/drift'), metavar='DIR', help='folder for the results')
-    template(p); model(p); p.set_defaults(run=drift)
+    _template_argument(p); _model_argument(p); p.set_defaults(run=drift)
+
+# %% ../nbs/10_cli.ipynb #d038
+def parser()->argparse.ArgumentParser:
+    "The command line of `lyra`."
+    top = argparse.ArgumentParser(prog='lyra', description='Gemma 3 with a persona that does not fade: caches that decide what every layer attends to.')
+    commands = top.add_subparsers(title='commands', metavar='COMMAND', required=True)
+    for add in (_add_persona, _add_chat, _add_demo, _add_drift): add(commands)
     return top
 
+# %% ../nbs/10_cli.ipynb #d041
 def main(
     argv=None, # arguments; None: those of the process
 )->int: # exit code

@@ -26,14 +26,16 @@ class LyraTextModel(Gemma3TextModel):
 class LyraBase(Gemma3ForCausalLM):
     "`Gemma3ForCausalLM` whose attention modules are built by `attention_class`; everything else is stock."
     attention_class = None # (config, layer_idx) -> nn.Module; None keeps Gemma's own
+    head_class = None # (hidden, vocabulary, bias=False) -> nn.Module, the output head; None keeps Gemma's own
 
     def __init__(self,
         config:Gemma3TextConfig, # any Gemma 3 text config
     ):
         super().__init__(config)
-        if self.attention_class is None: return
-        self.model = LyraTextModel(config)
-        for i, layer in enumerate(self.model.layers): layer.self_attn = self.attention_class(config, i)
+        if self.attention_class is not None:
+            self.model = LyraTextModel(config)
+            for i, layer in enumerate(self.model.layers): layer.self_attn = self.attention_class(config, i)
+        if self.head_class is not None: self.lm_head = self.head_class(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
 
     @classmethod

@@ -35,6 +35,7 @@ TEMPLATES = {t.name: t for t in (
     Template('transcript', 'User: {text}\n\nAssistant:', ' {text}', '\n\n', ('\n\nUser:', '\n\nAssistant:')),
     Template('gemma', '<start_of_turn>user\n{text}<end_of_turn>\n<start_of_turn>model\n', '{text}', '<end_of_turn>\n', ('<end_of_turn>',)))}
 
+# %% ../nbs/05_persona.ipynb #s002
 def find_template(
     name:str, # 'transcript' for base models, 'gemma' for instruction-tuned ones
 )->Template:
@@ -80,6 +81,7 @@ class Card:
     rule:Rule|None=None
     probes:tuple[Probe, ...]=()
 
+# %% ../nbs/05_persona.ipynb #s004
 def _is_text(x)->bool: return isinstance(x, str) and bool(x.strip())
 
 def as_card(
@@ -96,11 +98,13 @@ def as_card(
     if rule and (rule.kind not in RULES or not _is_text(rule.text) or (rule.kind == 'starts_with') != _is_text(rule.value)): raise LyraError(f"A rule's kind is one of {', '.join(RULES)}, its text says it in words, and starts_with has a value.")
     try: probes = tuple(Probe(**(p | dict(foils=tuple(p['foils'])))) for p in row.get('probes') or ())
     except (TypeError, KeyError, AttributeError) as e: raise LyraError('A probe is {"id", "question", "prefix", "expected", "foils": [...]}, all of them.') from e
+    if any(not isinstance(p['foils'], list) for p in row.get('probes') or ()): raise LyraError("A probe's foils are a list of texts.")
     for p in probes:
         if not all(map(_is_text, (p.question, p.prefix, p.expected, *p.foils))) or not p.foils: raise LyraError(f'Probe {p.id!r}: question, prefix, expected and at least one foil have to be non-empty texts.')
         if p.expected in p.foils: raise LyraError(f'Probe {p.id!r}: the expected answer stands among the foils.')
     return Card(row['question_id'], str(row['category']), row['turns'][0], *(row.get(k) for k in ('acknowledgement', 'name')), row.get('language') or 'en', rule, probes)
 
+# %% ../nbs/05_persona.ipynb #s008
 def read_card(
     path, # JSON file
 )->Card:
@@ -120,6 +124,7 @@ def signature(
              'sliding_window', 'rope_parameters', 'rms_norm_eps', 'query_pre_attn_scalar', 'attention_bias', 'use_bidirectional_attention')
     return json.loads(json.dumps({n: getattr(config, n, None) for n in names}))
 
+# %% ../nbs/05_persona.ipynb #s011
 def weights_hash(
     model, # a Gemma 3
 )->str: # hex digest
@@ -129,6 +134,7 @@ def weights_hash(
         digest.update(p.detach().flatten()[::max(1, p.numel()//4096)].bfloat16().cpu().view(torch.int16).numpy().tobytes())
     return digest.hexdigest()
 
+# %% ../nbs/05_persona.ipynb #s014
 @dataclass(frozen=True, eq=False)
 class Persona:
     "A text's keys and values in every layer, `[1, K, P, D]` each, keys after `k_norm` and before rotation. Never changed."
@@ -191,6 +197,7 @@ def capture(
         for hook in hooks: hook.remove()
     return tuple(keys[i] for i in range(len(attentions))), tuple(values[i] for i in range(len(attentions)))
 
+# %% ../nbs/05_persona.ipynb #s017
 def _acknowledge(model, tokenizer, instruction:str, template:Template, max_new_tokens:int=40)->str:
     "The model's own reply to an instruction, greedy."
     ids = tokenizer(template.user.format(text=instruction), return_tensors='pt').to(model.device)
@@ -200,6 +207,7 @@ def _acknowledge(model, tokenizer, instruction:str, template:Template, max_new_t
     if not reply.strip(): raise LyraError('The model wrote no acknowledgement: give one with `acknowledgement=...`.')
     return reply.strip()
 
+# %% ../nbs/05_persona.ipynb #s019
 class Persona(Persona):
     @classmethod
     def build(cls,
@@ -232,6 +240,7 @@ def _refuse(path:Path)->None:
     if path.suffix in ('.pth', '.pt', '.bin', '.pkl', '.pickle'): raise LyraError(f'{path} is a pickle, which could run any code and is never loaded: build the persona anew with `lyra persona build CARD.json -o {path.stem}.safetensors`.')
     if not path.is_file(): raise LyraError(f'{path} does not exist: build it with `lyra persona build CARD.json -o {path}`.')
 
+# %% ../nbs/05_persona.ipynb #s022
 class Persona(Persona):
     def save(self,
         path, # file to write, `.safetensors`; replaced if it exists
@@ -246,13 +255,15 @@ class Persona(Persona):
             with tempfile.TemporaryDirectory(dir=path.parent, prefix=f'.{path.stem}-') as work:
                 save_file(tensors, Path(work)/path.name, metadata=dict(lyra_persona=json.dumps(header, ensure_ascii=False)))
                 os.replace(Path(work)/path.name, path)
-        except OSError as e: raise LyraError(f'{path} cannot be written ({e.strerror}): name another place.') from e
+        except (OSError, SafetensorError) as e: raise LyraError(f'{path} cannot be written ({getattr(e, "strerror", None) or e}): name another place.') from e
         return path
 
+# %% ../nbs/05_persona.ipynb #s024
+class Persona(Persona):
     @classmethod
     def load(cls,
         path, # a file that `save` wrote
-        model=None, # that is to attend to it: checked; None: checked when a cache takes it
+        model=None, # that is to attend to it: config, weights and dtype are checked; None: a cache checks the config when it takes it
     )->'Persona':
         "Read a persona; raises `LyraError` where it is damaged, foreign, or made for another model."
         _refuse(path := Path(path))

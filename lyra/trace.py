@@ -75,6 +75,7 @@ def read_frame(
     header = json.loads(frame[8:8 + struct.unpack('<Q', frame[:8])[0]])
     return load_tensors(frame), json.loads(header['__metadata__']['lyra_trace'])
 
+# %% ../nbs/07_trace.ipynb #r006
 def find_frames(
     file, # open for reading bytes
     start:int=0, # offset to go on from
@@ -91,7 +92,7 @@ def find_frames(
 @dataclass
 class Summary:
     "A turn in short. L layers, H heads, k keys."
-    turn:int # from 1
+    turn:int # of the recording, from 1
     start:int # index of the turn's first token
     length:int # tokens that the model read in this turn
     seconds:float # of the turn, less what recording took
@@ -103,6 +104,7 @@ class Summary:
     top_mass:Tensor # [L, H, k] their mean shares
     held:Tensor # [L, 5] at the turn's end: persona slots, sinks, first token's index, window's first index, index after its last
 
+# %% ../nbs/07_trace.ipynb #r009
 @dataclass
 class Detail:
     "A turn token by token. T tokens that the model read in it."
@@ -137,16 +139,37 @@ class Recorder:
         self.session, self.probes, self.probe_every, self.top, self.token_top = session, tuple(probes), probe_every, top, token_top
         config, settings = session.model.config, session.settings
         if session.recorder is not None: raise LyraError('The session is being recorded already: close that recorder first.')
-        self.last_logits = self.logits = None
+        self.last_logits, self.logits, self.turns = None, None, 0
         try: self.file = open(path, 'xb')
         except FileExistsError as e: raise LyraError(f'{path} exists: remove it, or name another file.') from e
         except OSError as e: raise LyraError(f'{path} cannot be written ({e.strerror}): name another place.') from e
         self.header = dict(format=FORMAT, model=Path(config.name_or_path or 'unnamed').name, layer_types=config.layer_types, heads=config.num_attention_heads,
                            policy=settings['policy'] if isinstance(settings['policy'], str) else 'custom', policies=[str(p) for p in session.cache.policies], primed=session.cache.primed)
-        write_frame(self.file, dict(layers=torch.arange(config.num_hidden_layers)), self.header)
-        self.file.flush()
+        self._write_header()
         session.recorder = session.cache.watch = self
 
+# %% ../nbs/07_trace.ipynb #w002
+class Recorder(Recorder):
+    def _write(self, *records)->None:
+        "Append records, all or none."
+        size = self.file.tell()
+        try:
+            for record in records: write_frame(self.file, *(record if isinstance(record, tuple) else _split(record)))
+            self.file.flush()
+            os.fsync(self.file.fileno())
+        except BaseException as e:
+            self.file.seek(size); self.file.truncate()
+            if isinstance(e, OSError): raise LyraError(f'{self.file.name} cannot be written ({e.strerror}): the turn is held, but not recorded; make room.') from e
+            raise
+
+    def _write_header(self)->None:
+        "The session's frame, at the beginning of the file."
+        self.header['primed'] = self.session.cache.primed
+        self.file.seek(0); self.file.truncate()
+        self._write((dict(layers=torch.arange(len(self.header['layer_types']))), self.header))
+
+# %% ../nbs/07_trace.ipynb #r011
+class Recorder(Recorder):
     def __deepcopy__(self, memo)->'Recorder': return self
 
     def close(self)->None:
@@ -163,11 +186,30 @@ class Recorder(Recorder):
         reply_start:int, # tokens of the turn before the reply
     )->None:
         "A turn begins; what an undone one has left is forgotten."
+        if not self.turns and self.header['primed'] != self.session.cache.primed: self._write_header()   # the persona was exchanged before the first turn
         L = len(self.header['layer_types'])
         self.reply_start, self.where, self.began, self.spent = reply_start, self.session.cache.next_position, time.perf_counter(), 0.
         self.ids, self.surprisal, self.logits = [], [], self.last_logits
         self.masses, self.tops, self.sums, self.read = [[] for _ in range(L)], [[] for _ in range(L)], [None]*L, [0]*L
 
+# %% ../nbs/07_trace.ipynb #r013
+def _add(total, more)->tuple[Tensor, Tensor]:
+    "Add up weights [H, S] of keys [S], given as pairs (keys, weights)."
+    if total is None: return more
+    low, high = int(torch.cat([total[0], more[0]]).min()), int(torch.cat([total[0], more[0]]).max())
+    out = torch.zeros(more[1].shape[0], high - low + 1)
+    for index, weights in (total, more): out.index_add_(1, index - low, weights)
+    return torch.arange(low, high + 1), out
+
+# %% ../nbs/07_trace.ipynb #r016
+def _top(index:Tensor, weights:Tensor, k:int)->tuple[Tensor, Tensor]:
+    "Names [..., k] and weights [..., k] of the k keys with most weight; where there are fewer, the last one again with none."
+    if (short := k - len(index)) > 0: index, weights = torch.cat([index, index[-1:].expand(short)]), torch.nn.functional.pad(weights, (0, short))
+    mass, at = weights.topk(k, dim=-1)
+    return index[at].int(), mass.half()
+
+# %% ../nbs/07_trace.ipynb #r019
+class Recorder(Recorder):
     @torch.no_grad()
     def attended(self, attention, query:Tensor, key:Tensor, mask:Tensor|None)->None:
         "A layer is about to attend."
@@ -181,6 +223,8 @@ class Recorder(Recorder):
         self.read[i] += query.shape[-2]
         self.spent += time.perf_counter() - start
 
+# %% ../nbs/07_trace.ipynb #r021
+class Recorder(Recorder):
     def heard(self,
         ids:Sequence[int], # tokens that the model has read
         logits:Tensor, # [T, vocabulary] behind each
@@ -194,40 +238,28 @@ class Recorder(Recorder):
         self.logits = logits[-1:].clone()
         self.spent += time.perf_counter() - start
 
-def _add(total, more)->tuple[Tensor, Tensor]:
-    "Add up weights [H, S] of keys [S], given as pairs (keys, weights)."
-    if total is None: return more
-    low, high = int(torch.cat([total[0], more[0]]).min()), int(torch.cat([total[0], more[0]]).max())
-    out = torch.zeros(more[1].shape[0], high - low + 1)
-    for index, weights in (total, more): out.index_add_(1, index - low, weights)
-    return torch.arange(low, high + 1), out
-
-def _top(index:Tensor, weights:Tensor, k:int)->tuple[Tensor, Tensor]:
-    "Names [..., k] and weights [..., k] of the k keys with most weight; where there are fewer, the last one again with none."
-    if (short := k - len(index)) > 0: index, weights = torch.cat([index, index[-1:].expand(short)]), torch.nn.functional.pad(weights, (0, short))
-    mass, at = weights.topk(k, dim=-1)
-    return index[at].int(), mass.half()
-
 # %% ../nbs/07_trace.ipynb #c018
 class Recorder(Recorder):
     def end(self,
         row:dict, # the session's record of the turn
     )->None:
-        "The turn is over: write it."
+        "The turn is over: write it. Raises `LyraError` where it cannot be written; the turn is held all the same."
+        turn = self.turns + 1
         seconds, cache = time.perf_counter() - self.began - self.spent, self.session.cache
         self.last_logits, choosing = self.logits, len(self.ids) - self.reply_start + 1
         surprisal, masses = torch.cat(self.surprisal), torch.stack([torch.cat(m, 1) for m in self.masses])  # [L, H, T, 4]
         top_position, top_mass = map(torch.stack, zip(*[_top(i, w/choosing, self.top) for i, w in self.sums]))
         held = [[l.persona_len, min(l.sinks, l.seen - l.origin - l.kept), l.origin, l.seen - l.kept, l.seen] for l in cache.layers]
         key_position, key_mass = (torch.stack([torch.cat([t[j] for t in tops], 1) for tops in self.tops]) if self.token_top else torch.zeros(*masses.shape[:3], 0) for j in (0, 1))
-        summary = Summary(row['turn'], self.where, len(self.ids), seconds, cache.nbytes, surprisal.nanmean().item(), self._scores(row['turn']),
+        summary = Summary(turn, self.where, len(self.ids), seconds, cache.nbytes, surprisal.nanmean().item(), self._scores(turn),
                           masses[:, :, self.reply_start - 1:].mean(2).half(), top_position, top_mass, torch.tensor(held))
         detail = Detail(row['user'], row['reply'], self.reply_start, self._texts(self.ids), self._texts(self.session.persona.token_ids if self.session.persona else []),
                         torch.tensor(self.ids), surprisal, masses.half(), key_position, key_mass)
-        for record in (summary, detail): write_frame(self.file, *_split(record))
-        self.file.flush()
-        os.fsync(self.file.fileno())
+        self._write(summary, detail)
+        self.turns = turn
 
+# %% ../nbs/07_trace.ipynb #r023
+class Recorder(Recorder):
     def _scores(self, turn:int)->dict:
         if turn % self.probe_every: return {}
         return {p.id: self.session.score(p.question, p.prefix, p.expected) for p in self.probes}
@@ -264,7 +296,10 @@ class Trace:
         try: return read_frame(file, *self.frames[i])
         except (KeyError, TypeError, ValueError, struct.error, SafetensorError) as e: raise LyraError(f'{self.path} is damaged in turn {(i + 1)//2}: record it anew.') from e
 
+# %% ../nbs/07_trace.ipynb #r025
+class Trace(Trace):
     def _find(self, turn:int)->int:
+        if not len(self): raise LyraError(f'{self.path.name} holds no turn yet: hold one first.')
         if not 1 <= turn <= len(self): raise LyraError(f'{self.path.name} holds turns 1 to {len(self)}, not {turn}.')
         return turn
 
@@ -289,7 +324,8 @@ class Trace(Trace):
         return [i for i, t in enumerate(self.header['layer_types']) if t == 'full_attention']
 
     def flow(self)->Tensor: # [turns, L, H, 4]
-        "Mean attention per segment of every turn."
+        "Mean attention per segment of every turn; raises `LyraError` where there is none."
+        self._find(len(self))
         return torch.stack([s.mean for s in self.summaries]).float()
 
     def scores(self,
@@ -298,11 +334,16 @@ class Trace(Trace):
         "A probe's score over the turns at which it was asked."
         return [(s.turn, s.scores[probe][0]) for s in self.summaries if probe in s.scores]
 
+# %% ../nbs/07_trace.ipynb #r027
+class Trace(Trace):
     def key_text(self,
         turn:int, # at which the key was attended to
         position:int, # of the key, as `key_positions` names it
     )->str:
         "The text of a key's token."
-        if position < self.header['primed']: return self.detail(turn).persona[position]
-        while self.summary(turn).start > position: turn -= 1
+        if position < 0: return self.detail(turn).persona[position]
+        if position < self.header['primed']: return self.detail(1).persona[position]      # a persona that came first stays, whatever it is exchanged for
+        while self.summary(turn).start > position:
+            turn -= 1
+            if not turn: return '(before the recording)'
         return self.detail(turn).texts[position - self.summary(turn).start]

@@ -28,15 +28,19 @@ from .core import LyraError
 from .cache import PRESETS
 from .chat import ChatSession
 from .trace import SEGMENTS, Recorder, Trace
+from .drift import COLOURS as METHOD_COLOURS
 
 # %% ../nbs/09_widgets.ipynb #c007
 COLOURS = dict(zip((*SEGMENTS, 'not held'), ('#D55E00', '#CC79A7', '#56B4E9', '#009E73', '#E4E4E4')))
 LETTERS = dict(zip(COLOURS, 'PSET·'))
 
+# %% ../nbs/09_widgets.ipynb #r003
 class Picture:
     "A figure of a trace, of which a few artists move as the reader steps through turns."
     controls = {}                       # parameter -> its range or choices; what `show` takes
     title = 'Picture'
+
+    redraws = ()                        # parameters that change more than the moving artists
 
     def draw(self)->None:
         "Make `self.figure`, and list the moving artists in `self.moving`."
@@ -53,6 +57,8 @@ class Picture:
         "What is to be seen, as column names and rows."
         return [], []
 
+# %% ../nbs/09_widgets.ipynb #r005
+class Picture(Picture):
     def show(self, **parameters)->'Picture': # itself
         "Set parameters named in `controls`, redraw what they change."
         for name, value in parameters.items():
@@ -63,8 +69,10 @@ class Picture:
         self.update()
         return self
 
-    redraws = ()                        # parameters that change more than the moving artists
+def _choices(values)->str: return f'{values.start} to {values.stop - 1}' if isinstance(values, range) else ', '.join(map(str, values))
 
+# %% ../nbs/09_widgets.ipynb #r007
+class Picture(Picture):
     def redraw(self)->None:
         "Draw everything anew."
         self.draw()
@@ -85,6 +93,8 @@ class Picture:
         Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3]).save(out, 'PNG', compress_level=1)
         return out.getvalue()
 
+# %% ../nbs/09_widgets.ipynb #r009
+class Picture(Picture):
     def save(self,
         path, # its suffix decides: .png, .svg, or .csv for the data
     )->Path:
@@ -108,8 +118,7 @@ class Picture:
 
     def _repr_png_(self)->bytes: return self._save(io.BytesIO(), 'png', dpi=100).getvalue()
 
-def _choices(values)->str: return f'{values.start} to {values.stop - 1}' if isinstance(values, range) else ', '.join(map(str, values))
-
+# %% ../nbs/09_widgets.ipynb #r011
 def _figure(width:float, height:float)->Figure: return Figure(figsize=(width, height), dpi=100, layout='constrained')
 
 def _bare(ax)->None: ax.spines[['top', 'right']].set_visible(False)
@@ -153,6 +162,8 @@ class CacheMap(Picture):
     @property
     def is_near(self)->bool: return self.span != 'whole conversation'
 
+# %% ../nbs/09_widgets.ipynb #r019
+class CacheMap(CacheMap):
     def draw(self)->None:
         types = self.trace.header['layer_types']
         L, P = len(types), max(1, *self.trace.summaries[-1].held[:, 0].tolist())
@@ -174,6 +185,8 @@ class CacheMap(Picture):
         self.mark = tokens.axvline(0, color='black', lw=1, ls=':')
         self.moving = [*self.images, *self.letters.values(), self.frame, self.mark, self.heading]
 
+# %% ../nbs/09_widgets.ipynb #r021
+class CacheMap(CacheMap):
     def update(self)->None:
         L, held = len(self.trace.header['layer_types']), self.trace.summary(self.turn).held
         end = int(held[0, 4])
@@ -194,13 +207,17 @@ class CacheMap(Picture):
         self.frame.set_y(self.layer - .45)
         self.heading.set_text(f"Turn {self.turn} of {len(self.trace)} under {self.trace.header['policy']}: {self.reach()}")
 
+# %% ../nbs/09_widgets.ipynb #r023
+class CacheMap(CacheMap):
     def reach(self)->str:
         "How much of the conversation each kind of layer holds."
         end, kinds = int(self.trace.summary(self.turn).held[0, 4]), {}
         for i, t in enumerate(self.trace.header['layer_types']):
             n = sum(b - a for name, a, b in spans(self.trace, self.turn, i) if name != 'not held')
-            kinds[t.split('_')[0].replace('full', 'global')] = f'{n:,}' + (f' and a persona of {P}' if (P := int(self.trace.summary(self.turn).held[i, 0])) else '')
-        return f'of {end:,} tokens ' + ', '.join(f'{k} layers hold {v}' for k, v in kinds.items())
+            kinds.setdefault(t.split('_')[0].replace('full', 'global'), []).append((n, int(self.trace.summary(self.turn).held[i, 0])))
+        several = lambda x: f'{min(x):,}' if min(x) == max(x) else f'{min(x):,} to {max(x):,}'
+        words = {k: several(n) + (f' and a persona of {several(P)}' if any(P) else '') for k, (n, P) in ((k, zip(*v)) for k, v in kinds.items())}
+        return f'of {end:,} tokens ' + ', '.join(f'{k} layers hold {v}' for k, v in words.items())
 
     def summary(self)->str:
         where = next((name for name, a, b in spans(self.trace, self.turn, self.layer) if a <= self.position < b), 'not in this layer')
@@ -235,6 +252,8 @@ class AttentionFlow(Picture):
         x = self.flow[:, self.layer]
         return x.mean(1) if self.head == 'mean' else x[:, self.head]
 
+# %% ../nbs/09_widgets.ipynb #r027
+class AttentionFlow(AttentionFlow):
     def draw(self)->None:
         N, L, H, _ = self.flow.shape
         types = self.trace.header['layer_types']
@@ -263,6 +282,20 @@ class AttentionFlow(Picture):
         heat.add_patch(Rectangle((.5, rows[0]), N, rows[1], fill=False, ec='#D55E00', lw=1.5))
         self.moving = [*self.cursors, self.heading]
 
+# %% ../nbs/09_widgets.ipynb #r029
+def _top_keys(trace:Trace, turn:int, position, mass, head)->list[tuple[str, int, float]]:
+    "Top keys of one head, or of the mean over heads; position and mass are [H, k]."
+    total = {}
+    heads = range(len(position)) if head == 'mean' else [head]
+    for h in heads:
+        for p, m in zip(position[h].tolist(), mass[h].tolist()): total[p] = total.get(p, 0.) + m/len(heads)
+    best = sorted(total.items(), key=lambda x: -x[1])[:8]
+    return [(trace.key_text(turn, p), p, m) for p, m in best if m > 0]
+
+def _in_words(keys)->str: return ', '.join(f'{text!r} {m:.0%}' for text, _, m in keys[:5])
+
+# %% ../nbs/09_widgets.ipynb #r032
+class AttentionFlow(AttentionFlow):
     def update(self)->None:
         for cursor in self.cursors: cursor.set_xdata([self.turn]*2)
         shares = self.shares()[self.turn - 1]
@@ -283,21 +316,10 @@ class AttentionFlow(Picture):
         names = ['turn', 'layer', 'head', *SEGMENTS]
         return names, [[n + 1, i, h, *map(float, self.flow[n, i, h])] for n in range(len(self.flow)) for i in range(self.flow.shape[1]) for h in range(self.flow.shape[2])]
 
-def _top_keys(trace:Trace, turn:int, position, mass, head)->list[tuple[str, int, float]]:
-    "Top keys of one head, or of the mean over heads; position and mass are [H, k]."
-    total = {}
-    heads = range(len(position)) if head == 'mean' else [head]
-    for h in heads:
-        for p, m in zip(position[h].tolist(), mass[h].tolist()): total[p] = total.get(p, 0.) + m/len(heads)
-    best = sorted(total.items(), key=lambda x: -x[1])[:8]
-    return [(trace.key_text(turn, p), p, m) for p, m in best if m > 0]
-
-def _in_words(keys)->str: return ', '.join(f'{text!r} {m:.0%}' for text, _, m in keys[:5])
-
 # %% ../nbs/09_widgets.ipynb #c020
 class TokenView(Picture):
     "A turn's text, shaded, and what one of its tokens attended to."
-    title, most, width = 'Token view', 400, 88
+    title, most, width = 'Token view', 400, 116
     redraws = ('turn', 'layer', 'head', 'token', 'shade')
     shades = ('attention to the persona', 'surprisal')
 
@@ -317,6 +339,8 @@ class TokenView(Picture):
         "The chosen token, or the turn's last where it has fewer."
         return min(self.token, len(self.trace.detail(self.turn).texts) - 1)
 
+# %% ../nbs/09_widgets.ipynb #r035
+class TokenView(TokenView):
     def shares(self)->np.ndarray: # [T, 4]
         "Every token's shares per segment, of the chosen layer and head."
         x = self.trace.detail(self.turn).mass[self.layer].float().numpy()
@@ -332,6 +356,8 @@ class TokenView(Picture):
         d = self.trace.detail(self.turn)
         return _top_keys(self.trace, self.turn, d.key_position[self.layer, :, self.at], d.key_mass[self.layer, :, self.at], self.head)
 
+# %% ../nbs/09_widgets.ipynb #r037
+class TokenView(TokenView):
     def summary(self)->str:
         d, shares = self.trace.detail(self.turn), self.shares()[self.at]
         return f"Turn {self.turn}, token {self.at} {d.texts[self.at]!r}, surprisal {float(d.surprisal[self.at]):.1f} nats, layer {self.layer}: {', '.join(f'{n} {x:.0%}' for n, x in zip(SEGMENTS, shares))}. Most attended: {_in_words(self.top_keys())}."
@@ -340,6 +366,8 @@ class TokenView(Picture):
         d, shares, start = self.trace.detail(self.turn), self.shares(), self.trace.summary(self.turn).start
         return ['turn', 'token', 'position', 'text', 'surprisal', *SEGMENTS], [[self.turn, t, start + t, text, float(d.surprisal[t]), *map(float, shares[t])] for t, text in enumerate(d.texts)]
 
+# %% ../nbs/09_widgets.ipynb #r039
+class TokenView(TokenView):
     def _colours(self)->tuple[np.ndarray, list[str]]:
         "Background and readable text colour of every token."
         x, most = self.values()
@@ -355,6 +383,8 @@ class TokenView(Picture):
         keys = ''.join(f'<tr><td><code>{html.escape(text)!r}</code></td><td>{p if p >= 0 else f"persona slot {p}"}</td><td>{m:.0%}</td></tr>' for text, p, m in self.top_keys())
         return f'<div style="font-family:monospace;line-height:1.7;max-width:60em;white-space:pre-wrap">{"".join(words)}</div><table><tr><th>most attended</th><th>position</th><th>share</th></tr>{keys}</table>'
 
+# %% ../nbs/09_widgets.ipynb #r041
+class TokenView(TokenView):
     def draw(self)->None:
         d, (back, fore) = self.trace.detail(self.turn), self._colours()
         lines, places, column, line = 1, [], 0, 0
@@ -387,6 +417,20 @@ class TokenView(Picture):
 # %% ../nbs/09_widgets.ipynb #c024
 PALETTE = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#56B4E9', '#E69F00', '#000000')
 
+def _line_colours(names:Sequence[str])->dict[str, str]:
+    "A colour for each trace: that of its method in the drift laboratory, where its name ends with one."
+    free, out = iter(PALETTE*len(names)), {}
+    for name in names: out[name] = c if (c := METHOD_COLOURS.get(name.split()[-1].partition(':')[0])) and c not in out.values() else next(x for x in free if x not in out.values() or len(names) > len(PALETTE))
+    return out
+
+def _spread(ys:Sequence[float], gap:float)->list[float]:
+    "Ascending places, moved apart to keep a gap, about their own middle."
+    out = []
+    for y in ys: out.append(max(y, out[-1] + gap) if out else y)
+    over = sum(o - y for o, y in zip(out, ys))/max(1, len(ys))
+    return [o - over for o in out]
+
+# %% ../nbs/09_widgets.ipynb #r045
 class DriftView(Picture):
     "A probe's score over the turns of several traces, with attention, memory and time."
     title, redraws = 'Drift view', ('probe',)
@@ -411,17 +455,19 @@ class DriftView(Picture):
         return {'log-probability of the answer, nats': trace.scores(self.probe), 'attention to the persona, global layers': every(lambda s: s.mean[trace.global_layers, :, 0].float().mean().item()),
                 'cache, MiB': every(lambda s: s.nbytes/2**20), 'seconds a turn': every(lambda s: s.seconds)}
 
+# %% ../nbs/09_widgets.ipynb #r047
+class DriftView(DriftView):
     def draw(self)->None:
         self.figure, self.drawn = _figure(9.5, 5.2), {name: self.series(t) for name, t in self.traces.items()}
-        axs, N = self.figure.subplots(2, 2, sharex=True).ravel(), self.controls['turn'].stop - 1
+        axs, N, colours = self.figure.subplots(2, 2, sharex=True).ravel(), self.controls['turn'].stop - 1, _line_colours(list(self.traces))
         self.heading = self.figure.suptitle(' ', fontsize=10, x=.01, ha='left')
         for ax, what in zip(axs, next(iter(self.drawn.values()))):
             ends = []
             for i, (name, series) in enumerate(self.drawn.items()):
                 if not series[what]: continue
                 x, y = zip(*series[what])
-                ax.plot(x, y, color=PALETTE[i % len(PALETTE)], ls=('-', '--', ':', '-.')[i//len(PALETTE) % 4], lw=1.5, marker='o' if len(x) < 60 else None, ms=3)
-                ends.append((y[-1], name, PALETTE[i % len(PALETTE)]))
+                ax.plot(x, y, color=colours[name], ls=('-', '--', ':', '-.')[i//len(PALETTE) % 4], lw=1.5, marker='o' if len(x) < 60 else None, ms=3)
+                ends.append((y[-1], name, colours[name]))
             if not what.startswith('log'): ax.set_ylim(bottom=0)
             low, high = ax.get_ylim()
             for place, (y, name, colour) in zip(_spread([e[0] for e in sorted(ends)], .085*(high - low)), sorted(ends)):
@@ -432,6 +478,8 @@ class DriftView(Picture):
         self.cursors = [ax.axvline(1, color='#555555', lw=1, ls='--') for ax in axs]
         self.moving = [*self.cursors, self.heading]
 
+# %% ../nbs/09_widgets.ipynb #r049
+class DriftView(DriftView):
     def update(self)->None:
         for cursor in self.cursors: cursor.set_xdata([self.turn]*2)
         self.heading.set_text(f"Turn {self.turn}, the answer to {self.probe!r}: {', '.join(f'{n} {y:.1f}' for n, y in self.present().items()) or 'not asked'} nats")
@@ -445,13 +493,6 @@ class DriftView(Picture):
 
     def table(self)->tuple[list[str], list[list]]:
         return ['trace', 'what', 'turn', 'value'], [[n, what, *point] for n, s in self.drawn.items() for what, points in s.items() for point in points]
-
-def _spread(ys:Sequence[float], gap:float)->list[float]:
-    "Ascending places, moved apart to keep a gap, about their own middle."
-    out = []
-    for y in ys: out.append(max(y, out[-1] + gap) if out else y)
-    over = sum(o - y for o, y in zip(out, ys))/max(1, len(ys))
-    return [o - over for o in out]
 
 # %% ../nbs/09_widgets.ipynb #c028
 class ViewState(HasTraits):
@@ -469,6 +510,7 @@ def made_folder(path:Path)->Path:
     except OSError as e: raise LyraError(f'{path} cannot be made ({e.strerror}): name another folder.') from e
     return path
 
+# %% ../nbs/09_widgets.ipynb #r053
 class View(W.VBox):
     "A picture with its controls."
     def __init__(self,
@@ -490,6 +532,8 @@ class View(W.VBox):
         self._follow()
         self._render()
 
+# %% ../nbs/09_widgets.ipynb #r055
+class View(View):
     def _turn_row(self)->W.HBox:
         "Slider, player and buttons, all of which move the number of the turn."
         number = self.inputs['turn']
@@ -501,6 +545,8 @@ class View(W.VBox):
         for button, step in zip(buttons, (-1, 1)): button.on_click(lambda _, step=step: setattr(number, 'value', min(max(number.value + step, number.min), number.max)))
         return W.HBox([self.player, self.slider, number, *buttons], layout=W.Layout(flex_flow='row wrap'))
 
+# %% ../nbs/09_widgets.ipynb #r057
+class View(View):
     def _save_row(self)->W.HBox:
         buttons = [W.Button(description=f'save {kind.upper()}', layout=W.Layout(width='90px')) for kind in ('png', 'svg', 'csv')]
         for button, kind in zip(buttons, ('png', 'svg', 'csv')): button.on_click(lambda _, kind=kind: self.save(kind))
@@ -513,6 +559,8 @@ class View(W.VBox):
             self.note.value = f'saved {html.escape(str(self.picture.save(made_folder(self.folder)/name)))}'
         except LyraError as e: self.note.value = html.escape(str(e))
 
+# %% ../nbs/09_widgets.ipynb #r059
+class View(View):
     def _changed(self, name:str, change)->None:
         self.picture.show(**{name: change['new']})
         if self.state.has_trait(name): setattr(self.state, name, change['new'])
@@ -530,6 +578,8 @@ class View(W.VBox):
         self.status.value = f'<div role="status">{html.escape(self.picture.summary())}</div>'
         self._refresh_extras()
 
+# %% ../nbs/09_widgets.ipynb #r061
+class View(View):
     def refresh(self)->None:
         "Take in turns that were added, and go to the last."
         self.picture.refresh()
@@ -553,6 +603,8 @@ class View(View):
 
     def _choose(self, layer:int, head:int)->None: self.inputs['layer'].value, self.inputs['head'].value = layer, head
 
+# %% ../nbs/09_widgets.ipynb #r063
+class View(View):
     def _refresh_extras(self)->None:
         if not self.cells: return
         for (layer, head), share in self.picture.cells().items():
@@ -579,6 +631,7 @@ def show_with_picture(
     if picture is None: display({'text/plain': 'Nothing has been said yet.'}, raw=True)
     else: display({'text/plain': picture.summary(), 'image/png': b64encode(picture._repr_png_()).decode()}, raw=True)
 
+# %% ../nbs/09_widgets.ipynb #r065
 class View(View):
     def _ipython_display_(self, **kwargs)->None: show_with_picture(self, self.picture)
 
@@ -588,7 +641,7 @@ def explore(
 )->View: # or several views in tabs, that move together
     "Pictures with controls."
     if not pictures: raise LyraError('There is nothing to explore: give one picture or more.')
-    state = ViewState(turn=pictures[0].turn, layer=getattr(pictures[0], 'layer', 0))
+    state = ViewState(turn=pictures[0].turn, layer=next((p.layer for p in pictures if hasattr(p, 'layer')), 0))
     views = [View(p, state, folder=folder) for p in pictures]
     return views[0] if len(views) == 1 else Tabs(views)
 
@@ -612,14 +665,16 @@ class LiveChat:
     ):
         self.model, self.tokenizer, self.persona, self.folder, self.probes, self.traces, self.recorder = model, tokenizer, persona, Path(folder), tuple(probes), {}, None
 
-    def begin(self, policy:str='lyra', gain:float=2., window:int=512)->None:
+    def begin(self, policy:str='lyra', gain:float=4., window:int=512)->None:
         "Begin a conversation; the last one's trace stays."
         session = ChatSession(self.model, self.tokenizer, self.persona, policy, gain=gain, **({} if policy in ('full', 'lyra', 'lyra-strict') else dict(window_size=window)))
-        self.close()
         made_folder(self.folder)
+        self.close()
         name = next(n for i in count(1) if not (self.folder/f'{(n := f"{i} {policy}")}.lyratrace').exists())
         self.session, self.recorder, self.name = session, Recorder(session, self.folder/f'{name}.lyratrace', probes=self.probes), name
 
+# %% ../nbs/09_widgets.ipynb #r067
+class LiveChat(LiveChat):
     def send(self,
         text:str, # the user's turn
         on_text:Callable[[str], None]|None=None, # called with each piece of the reply
@@ -646,7 +701,7 @@ class Live(W.VBox):
     def __init__(self, chat:LiveChat):
         self.chat, self.views = chat, []
         self.policy = W.Dropdown(options=PRESETS, value='lyra', description='policy', layout=W.Layout(width='220px'))
-        self.gain = W.BoundedFloatText(value=2., min=1., max=64., step=.5, description='gain', layout=W.Layout(width='160px'))
+        self.gain = W.BoundedFloatText(value=4., min=1., max=64., step=.5, description='gain', layout=W.Layout(width='160px'))
         self.window = W.BoundedIntText(value=512, min=1, max=1_000_000, description='window', layout=W.Layout(width='180px'))
         self.anew, self.sender = W.Button(description='new conversation'), W.Button(description='send', button_style='primary')
         self.text = W.Text(placeholder='What is your name?', description='you', continuous_update=False, layout=W.Layout(width='540px'))
@@ -657,6 +712,8 @@ class Live(W.VBox):
         self.add_class('lyra-live')
         self.begin()
 
+# %% ../nbs/09_widgets.ipynb #r072
+class Live(Live):
     def _say(self, text:str)->None: self.status.value = f'<div role="status">{html.escape(text)}</div>'
 
     def _write(self, *pending:tuple[str, str])->None:
@@ -672,6 +729,8 @@ class Live(W.VBox):
         self._write()
         self._say(f'A new conversation under {self.policy.value}.')
 
+# %% ../nbs/09_widgets.ipynb #r074
+class Live(Live):
     def send(self, text:str)->None:
         "Say something, stream the reply, bring the views up to date; an error is shown and nothing is lost."
         if not text.strip(): return self._say('Say something first.')
@@ -691,6 +750,8 @@ class Live(W.VBox):
         s = self.chat.trace.summaries[-1]
         self._say(f'Turn {s.turn}: {s.length} tokens in {s.seconds:.1f} s, cache {s.nbytes/2**20:.0f} MiB.')
 
+# %% ../nbs/09_widgets.ipynb #r076
+class Live(Live):
     def _ipython_display_(self, **kwargs)->None: show_with_picture(self, self.views[0].picture if self.views else None)
 
 def live(

@@ -9,10 +9,12 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def render() -> str:
-    "The index notebook as Markdown, without hidden cells and directives."
+    "The index notebook as Markdown, without hidden cells and directives; of a cell with `echo: false`, only what it prints."
     notebook = nbformat.read(ROOT/'nbs'/'index.ipynb', as_version=4)
     notebook.cells = [c for c in notebook.cells if not re.match(r'#\|\s*(hide|default_exp)', c.source)]
-    for cell in notebook.cells: cell.source = re.sub(r'^#\|.*\n', '', cell.source, flags=re.M)
+    for cell in notebook.cells:
+        if re.match(r'#\|\s*echo:\s*false', cell.source): cell.source = ''
+        cell.source = re.sub(r'^#\|.*\n', '', cell.source, flags=re.M)
     notebook.metadata['language_info'] = {'name': 'python'}
     body, _ = MarkdownExporter().from_notebook_node(notebook)
     return '<!-- Generated from nbs/index.ipynb by tools/readme.py: edit the notebook. -->\n\n' + body.strip() + '\n'

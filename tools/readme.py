@@ -17,7 +17,7 @@ def render() -> str:
         cell.source = re.sub(r'^#\|.*\n', '', cell.source, flags=re.M)
     notebook.metadata['language_info'] = {'name': 'python'}
     body, _ = MarkdownExporter().from_notebook_node(notebook)
-    body = re.sub(r'```python\s*```\s*', '', body)
+    body = re.sub(r'```python\n\s*```\n+', '', body)
     return '<!-- Generated from nbs/index.ipynb by tools/readme.py: edit the notebook. -->\n\n' + body.strip() + '\n'
 
 

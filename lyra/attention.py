@@ -85,6 +85,8 @@ class LyraAttention(nn.Module):
         self.q_norm = Gemma3RMSNorm(dim=self.head_dim, eps=config.rms_norm_eps)
         self.k_norm = Gemma3RMSNorm(dim=self.head_dim, eps=config.rms_norm_eps)
 
+# %% ../nbs/03_attention.ipynb #d004
+class LyraAttention(LyraAttention):
     @classmethod
     def from_attention(cls,
         attention:nn.Module, # a `Gemma3Attention`
@@ -95,6 +97,8 @@ class LyraAttention(nn.Module):
         new.load_state_dict(attention.state_dict())
         return new
 
+# %% ../nbs/03_attention.ipynb #d007
+class LyraAttention(LyraAttention):
     def project(self,
         hidden_states:Tensor, # [B, T, hidden]
     )->tuple[Tensor, Tensor, Tensor]: # query [B, H, T, D], key and value [B, K, T, D]; not yet rotated
@@ -103,6 +107,8 @@ class LyraAttention(nn.Module):
         return (self.q_norm(heads(self.q_proj(hidden_states))),
                 self.k_norm(heads(self.k_proj(hidden_states))), heads(self.v_proj(hidden_states)))
 
+# %% ../nbs/03_attention.ipynb #d010
+class LyraAttention(LyraAttention):
     def forward(self,
         hidden_states:Tensor, # [B, T, hidden]
         position_embeddings:tuple[Tensor, Tensor], # cos and sin, [B or 1, T, D], of this layer's type

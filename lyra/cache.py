@@ -6,7 +6,7 @@
 __all__ = ['PRESETS', 'ContextPolicy', 'preset', 'layer_policies', 'BufferLayer', 'LyraCache', 'visible']
 
 # %% ../nbs/04_sliding_window.ipynb #c002
-import math
+import copy, math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -53,14 +53,17 @@ def preset(
     config:Gemma3TextConfig, # gives the stock window
     *,
     sinks:int=4, # tokens, for `streaming`
-    gain:float=4., # for `pinned-gain`
+    gain:float|None=None, # for those with a persona; None: 8 for `pinned-gain`, 1 for the others
 )->dict[str, ContextPolicy]: # layer type -> policy
     "A preset by name; raises `LyraError` for an unknown one."
     stock = ContextPolicy(window=config.sliding_window)
+    def persona(window, *, turn=False, usual=1.):
+        g = usual if gain is None else gain
+        return ContextPolicy(window=window, turn=turn, persona=True, gain=g, gain_from=int(g != 1))
     presets = {
         'full': ContextPolicy(), 'window': stock, 'streaming': replace(stock, sinks=sinks),
-        'lyra': ContextPolicy(window=0, turn=True, persona=True), 'lyra-strict': ContextPolicy(window=0, persona=True),
-        'pinned': replace(stock, persona=True), 'pinned-gain': replace(stock, persona=True, gain=gain, gain_from=1)}
+        'lyra': persona(0, turn=True), 'lyra-strict': persona(0),
+        'pinned': persona(stock.window), 'pinned-gain': persona(4*stock.window, usual=8.)}
     if name not in presets: raise LyraError(f"Unknown policy {name!r}: use one of {', '.join(PRESETS)}, or give a ContextPolicy per layer.")
     return dict(sliding_attention=stock, full_attention=presets[name])
 
@@ -71,7 +74,7 @@ def layer_policies(
     *,
     window_size=None, # tokens: for the bounded global layers; or a mapping of layer index or layer type to tokens or None
     sinks:int=4, # tokens, for the preset `streaming`
-    gain:float=4., # for the preset `pinned-gain`
+    gain:float|None=None, # for presets with a persona; None: 8 for `pinned-gain`, 1 for the others
 )->tuple[ContextPolicy, ...]: # one per layer
     "One policy per layer."
     if isinstance(policy, str): policy = preset(policy, config, sinks=sinks, gain=gain)
@@ -332,8 +335,8 @@ class BufferLayer(BufferLayer):
 class BufferLayer(BufferLayer):
     def rotate_by(self, cos:Tensor, sin:Tensor)->None:
         "Turn all keys by one angle, `[1, 1, D]` each."
-        for x in (self.keys, self.sink_keys, self.persona_keys):
-            if x is not None: x.copy_(rotate(x.float(), cos.to(x.device), sin.to(x.device)).to(x.dtype))
+        for name in ('keys', 'sink_keys', 'persona_keys'):
+            if (x := getattr(self, name)) is not None: setattr(self, name, rotate(x.float(), cos.to(x.device), sin.to(x.device)).to(x.dtype))
 
     @property
     def is_croppable(self)->bool:
@@ -344,6 +347,10 @@ class BufferLayer(BufferLayer):
         "Take the last tokens back, a negative number of them; only where nothing was evicted for their sake."
         if self.policy.window is not None and tokens_to_remove: raise LyraError("A bounded window cannot take tokens back, since older ones are gone: use window_size=None on all layers, or decode without an assistant.")
         self.end -= abs(tokens_to_remove); self.seen -= abs(tokens_to_remove)
+
+    def snapshot(self)->'BufferLayer':
+        "This layer as it is now, to go back to. Where a buffer only ever grows at its end, the storage is shared: later tokens stand behind `end`."
+        return copy.copy(self) if self.policy.window is None and not self.policy.persona else copy.deepcopy(self)
 
 # %% ../nbs/04_sliding_window.ipynb #s040
 class BufferLayer(BufferLayer):
@@ -367,7 +374,7 @@ class LyraCache(Cache):
         prime:bool=True, # whether layers without a persona segment get the persona as the conversation's first tokens
         window_size=None, # see `layer_policies`
         sinks:int=4, # tokens, for the preset `streaming`
-        gain:float=4., # for the preset `pinned-gain`
+        gain:float|None=None, # for presets with a persona; None: 8 for `pinned-gain`, 1 for the others
     ):
         self.config, self.policies = config, layer_policies(config, policy, window_size=window_size, sinks=sinks, gain=gain)
         stock = preset('full', config)
@@ -514,6 +521,12 @@ class LyraCache(LyraCache):
         for layer in self.layers: layer.begin_turn()
         self._placed, self._masks = False, {}
         if self.get_seq_length() > max(2048, 2*max(layer.kept for layer in self.layers)): self.rebase()
+
+    def snapshot(self)->'LyraCache':
+        "The cache as it is now, to go back to; only one of the two may be used from here on (`copy.deepcopy` gives two)."
+        twin = copy.copy(self)
+        twin.layers, twin._masks = [layer.snapshot() for layer in self.layers], dict(self._masks)
+        return twin
 
 # %% ../nbs/04_sliding_window.ipynb #s065
 class LyraCache(LyraCache):

@@ -134,7 +134,7 @@ class ChatSession(ChatSession):
 class ChatSession(ChatSession):
     def _state(self)->dict:
         "What a turn changes."
-        return dict(cache=copy.deepcopy(self.cache), pending=list(self.pending), at_start=self.at_start)
+        return dict(cache=self.cache.snapshot(), pending=list(self.pending), at_start=self.at_start)
 
     def _restore(self, state:dict)->None:
         "Undo a turn."
@@ -251,8 +251,8 @@ class ChatSession(ChatSession):
     def off_the_record(self)->'ChatSession':
         "A copy that can be questioned; what it hears, this conversation does not."
         twin = copy.copy(self)
-        twin._restore(self._state())
-        twin.turns, twin.journal, twin.recorder, twin.cache.watch, twin.streaming = list(self.turns), None, None, None, False
+        twin.cache, twin.pending, twin.turns = copy.deepcopy(self.cache), list(self.pending), list(self.turns)
+        twin.journal, twin.recorder, twin.cache.watch, twin.streaming = None, None, None, False
         return twin
 
 # %% ../nbs/06_chat.ipynb #d040

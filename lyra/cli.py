@@ -85,7 +85,7 @@ def chat(args)->int: # exit code
     if args.resume and (given := [o for o in ('persona', 'window', 'out') if getattr(args, o) is not None]): raise LyraError(f'--{given[0]} cannot be changed in a saved session: leave it out with --resume.')
     if args.resume and not (args.resume/'session.jsonl').is_file(): raise LyraError(f'{args.resume} holds no session: name a folder that --out wrote.')
     if args.window is not None and args.window < 1: raise LyraError(f'--window has to be 1 or more, not {args.window}.')
-    if args.gain <= 0 or args.sinks < 0: raise LyraError('--gain has to be positive, --sinks 0 or more.')
+    if args.gain is not None and args.gain <= 0 or args.sinks < 0: raise LyraError('--gain has to be positive, --sinks 0 or more.')
     if args.resume is None:
         if args.policy in NEED_PERSONA and args.persona is None: raise LyraError(f'--policy {args.policy} attends to a persona: pass --persona FILE, or use --policy full, window or streaming.')
         if args.out and (args.out/'session.jsonl').exists(): raise LyraError(f'{args.out} holds a session: continue it with --resume {args.out}, or name another folder.')
@@ -214,10 +214,10 @@ def demo(args)->int: # exit code
     "Run the demo; returns 0."
     from lyra.chat import read_conversations
     from lyra.persona import read_card
-    for name, least in (('turns', 1), ('window', 1), ('max_new_tokens', 1)):
-        if getattr(args, name) < least: raise LyraError(f"--{name.replace('_', '-')} has to be {least} or more, not {getattr(args, name)}.")
+    for name in ('turns', 'window', 'max_new_tokens'):
+        if (n := getattr(args, name)) is not None and n < 1: raise LyraError(f"--{name.replace('_', '-')} has to be 1 or more, not {n}.")
     if args.temperature < 0: raise LyraError(f'--temperature has to be 0 (greedy) or more, not {args.temperature}.')
-    if args.gain <= 0: raise LyraError(f'--gain has to be positive, not {args.gain}.')
+    if args.gain is not None and args.gain <= 0: raise LyraError(f'--gain has to be positive, not {args.gain}.')
     card = read_card(args.persona or data_path('personas', 'lyra.json'))
     if not card.probes: raise LyraError(f'{args.persona} has no probes to ask: add {{"id", "question", "prefix", "expected", "foils"}}.')
     turns = pick_turns(read_conversations(args.input or data_path('conversations', 'two_turns.jsonl')), args.turns, args.seed)
@@ -273,8 +273,8 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter):
     def _get_help_string(self, action): return action.help if action.default is None or action.default == '' else super()._get_help_string(action)
 
 def _cache_arguments(p)->None:
-    p.add_argument('--window', type=int, metavar='W', help='tokens of the conversation that bounded global layers hold; by default the model\'s own sliding window')
-    p.add_argument('--gain', type=float, default=4., help='weight of the persona under pinned-gain')
+    p.add_argument('--window', type=int, metavar='W', help='tokens of the conversation that bounded global layers hold; by default the model\'s own sliding window, four times that under pinned-gain')
+    p.add_argument('--gain', type=float, metavar='G', help='how many times the persona\'s words count, in policies with a persona; by default 8 under pinned-gain, 1 under the others')
 
 def _model_argument(p)->None:
     p.add_argument('--model', metavar='PATH_OR_ID', help='a Gemma 3 text checkpoint, folder or hub id; by default Gemma 3 270M from its package')
@@ -324,8 +324,8 @@ def _add_demo(commands)->None:
     p.add_argument('--input', type=Path, metavar='FILE', help='JSON lines {"question_id", "category", "turns": [...], "reference": [...]}; by default the questions of the repository')
     p.add_argument('--turns', type=int, default=40, help='user turns')
     p.add_argument('--generate', action='store_true', help='let the model write the replies, even where the input has references')
-    p.add_argument('--window', type=int, default=512, metavar='W', help='tokens that bounded global layers hold')
-    p.add_argument('--gain', type=float, default=4., help='weight of the persona under pinned-gain')
+    p.add_argument('--window', type=int, metavar='W', help='tokens that bounded global layers hold; by default the model\'s own sliding window, four times that under pinned-gain')
+    p.add_argument('--gain', type=float, metavar='G', help='how many times the persona\'s words count, in policies with a persona; by default 8 under pinned-gain, 1 under lyra')
     p.add_argument('--max-new-tokens', type=int, default=40, help='longest reply, in tokens')
     p.add_argument('--temperature', type=float, default=0., help='of replies that the model writes; 0 is greedy')
     p.add_argument('--seed', type=int, default=0, help='order of the questions, and sampling')

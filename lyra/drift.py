@@ -6,7 +6,7 @@
 __all__ = ['METHODS', 'NEUTRAL', 'CHORE', 'PASSAGE', 'COLOURS', 'method', 'open_session', 'everywhere', 'split_bias',
            'SplitCache', 'split_softmax', 'Reprompted', 'reprompt', 'Reprefilled', 'reprefill', 'judge', 'ask', 'bleed',
            'keeps_rule', 'persona_share', 'divergence', 'neutral', 'first_token', 'Estimate', 'interval', 'equivalent',
-           'half_life', 'Plan', 'shuffled_turns', 'hold', 'sweep', 'dask_executor', 'gather', 'per_persona', 'costs',
+           'half_life', 'Plan', 'shuffled_turns', 'hold', 'gather', 'dask_executor', 'sweep', 'per_persona', 'costs',
            'by_check', 'summary', 'curves', 'frontier']
 
 # %% ../nbs/08_drift.ipynb #c002
@@ -43,6 +43,7 @@ def method(name:str, default:float|None=None)->Callable:
         return start
     return enter
 
+# %% ../nbs/08_drift.ipynb #d004
 def open_session(
     name:str, # of a method, with or without its number
     model, tokenizer,
@@ -58,6 +59,7 @@ def open_session(
     if number is not None and default is None and base != 'reprefill': raise LyraError(f'{base} takes no number: leave out what follows the colon.')
     return start(model, tokenizer, card, number, template)
 
+# %% ../nbs/08_drift.ipynb #d007
 @lru_cache(maxsize=64)
 def _persona(model, tokenizer, card:Card, template:str)->Persona: return Persona.build(model, tokenizer, card, template=template)
 
@@ -68,15 +70,18 @@ def _plain(policy, number_is:str|None=None, as_type:type=float, bare:bool=False)
     return start
 
 method('none')(_plain('full', bare=True))
-for name in ('full', 'window', 'lyra', 'lyra-strict', 'pinned'): method(name)(_plain(name))
+for name in ('full', 'window', 'lyra-strict'): method(name)(_plain(name))
+for name in ('lyra', 'pinned'): method(name, 1)(_plain(name, 'gain'))
 method('streaming', 4)(_plain('streaming', 'sinks', int))
-method('pinned-gain', 4)(_plain('pinned-gain', 'gain'))
+method('pinned-gain', 8)(_plain('pinned-gain', 'gain'))
 
+# %% ../nbs/08_drift.ipynb #d010
 @method('everywhere', 320)
 def everywhere(model, tokenizer, card, number, template):
     policy = dict(sliding_attention=ContextPolicy(window=int(number), persona=True), full_attention=ContextPolicy(window=model.config.sliding_window, persona=True))
     return ChatSession(model, tokenizer, _persona(model, tokenizer, card, template), policy, template=template)
 
+# %% ../nbs/08_drift.ipynb #d013
 def split_bias(
     logits:Tensor, # [..., keys], masked
     n:int, # the first n keys are the persona's
@@ -87,6 +92,7 @@ def split_bias(
     log_share = k*torch.nn.functional.logsigmoid(log_odds)
     return log_share - torch.log(-torch.expm1(log_share)) - log_odds
 
+# %% ../nbs/08_drift.ipynb #d016
 class SplitCache(LyraCache):
     "A cache whose layers raise the persona's share of attention to a power, as long as they hold all of it in front."
     def update(self, key_states, value_states, layer_idx, *args, **kwargs):
@@ -94,6 +100,8 @@ class SplitCache(LyraCache):
         self.shown_keys = out[0]
         return out
 
+# %% ../nbs/08_drift.ipynb #d018
+class SplitCache(SplitCache):
     def attention_mask(self, layer_idx, query, attn):
         mask, layer, T, S = super().attention_mask(layer_idx, query, attn), self.layers[layer_idx], query.shape[-2], self.shown_keys.shape[-2]
         if layer.seen > layer.shown or S == self.front: return mask                     # something was evicted, or there is nothing but the persona
@@ -103,6 +111,7 @@ class SplitCache(LyraCache):
         logits = query @ keys.mT*self.scaling + mask
         return torch.cat([mask[..., :self.front] + split_bias(logits, self.front, self.exponent), mask[..., self.front:].expand(*logits.shape[:-1], -1)], dim=-1)
 
+# %% ../nbs/08_drift.ipynb #d020
 @method('split-softmax', .5)
 def split_softmax(model, tokenizer, card, number, template):
     persona = _persona(model, tokenizer, card, template)
@@ -111,6 +120,7 @@ def split_softmax(model, tokenizer, card, number, template):
     session.cache.front, session.cache.exponent, session.cache.scaling = len(persona), number, model.config.query_pre_attn_scalar**-.5
     return session
 
+# %% ../nbs/08_drift.ipynb #d022
 class Reprompted(ChatSession):
     "Hears the persona again as a turn, after every `every` turns."
     def tell(self, text, reply, **kwargs):
@@ -123,6 +133,7 @@ def reprompt(model, tokenizer, card, number, template):
     session.every, session.reminder = int(number), (card.instruction, card.acknowledgement or 'Yes, I will.')
     return session
 
+# %% ../nbs/08_drift.ipynb #d025
 class Reprefilled:
     "Persona and the last turns, computed anew whenever somebody looks."
     def __init__(self, start:Callable, tokenizer, most:float):
@@ -137,6 +148,8 @@ class Reprefilled:
         for turn in kept: self.session.tell(*turn, scored=False)
         return self.session
 
+# %% ../nbs/08_drift.ipynb #d027
+class Reprefilled(Reprefilled):
     def tell(self, text, reply, *, scored=True):
         out = self._anew(self.said).tell(text, reply) if scored else None
         self.said.append((text, reply))
@@ -161,12 +174,15 @@ def judge(
     if rule.kind == 'starts_with': return bool(re.match(re.escape(rule.value) + r'(?!\w)', words, flags=re.IGNORECASE))
     return words.endswith(('?', '？')) and any(c.isalpha() for c in words)
 
-def _asked(session, probe:Probe)->tuple[ChatSession, Tensor]:
-    "A copy of the session that has heard the question and how the reply begins; logits [1, vocabulary] of the next token."
+# %% ../nbs/08_drift.ipynb #d030
+def _asked(session, probe:Probe, watch:Callable=lambda twin: None)->tuple[ChatSession, Tensor]:
+    "A copy of the session that has heard the question and how the reply begins, watched if wanted; logits [1, vocabulary] of the next token."
     twin = session.off_the_record()
+    twin.cache.watch = watch(twin)
     twin.cache.begin_turn()
     return twin, twin.feed(twin._ids(twin._prompt(probe.question) + twin.template.reply.format(text=probe.prefix)), keep=1)[-1:]
 
+# %% ../nbs/08_drift.ipynb #d032
 def ask(
     session, # what a method opened; not changed
     probe:Probe,
@@ -181,7 +197,9 @@ def ask(
     (right, rank), foils = follow(probe.expected), [follow(f)[0] for f in probe.foils]
     return dict(logprob=right, rank=float(rank), logodds=right - float(np.logaddexp.reduce(foils) - np.log(len(foils))))
 
+# %% ../nbs/08_drift.ipynb #d034
 NEUTRAL = dict(en=('What is the capital of France?', 'The capital of France is'), fr=('Quelle est la capitale de la France ?', 'La capitale de la France est'), es=('¿Cuál es la capital de Francia?', 'La capital de Francia es'))
+
 CHORE = 'Tell me something about bridges.'
 
 def bleed(session, card:Card)->float: # probability
@@ -209,11 +227,8 @@ def persona_share(
     probe:Probe,
 )->dict[int, float]: # global layer -> share, 0 to 1, mean over heads
     "How much of its attention the token that chooses the answer pays to the persona."
-    twin = session.off_the_record()
-    twin.cache.watch = shares = _Shares(twin)
-    twin.cache.begin_turn()
-    twin.feed(twin._ids(twin._prompt(probe.question) + twin.template.reply.format(text=probe.prefix)), keep=1)
-    return shares.found
+    twin, _ = _asked(session, probe, _Shares)
+    return twin.cache.watch.found
 
 # %% ../nbs/08_drift.ipynb #m003
 def divergence(
@@ -233,12 +248,9 @@ def neutral(session)->float: # nats a token
 
 def first_token(session, probe:Probe)->float: # seconds
     "From a question to the logits of the answer's first token; whatever a method has to compute anew counts, a mere copy does not."
-    if isinstance(session, Reprefilled): start = time.perf_counter(); _asked(session, probe); return time.perf_counter() - start
-    twin = session.off_the_record()
-    start = time.perf_counter()
-    twin.cache.begin_turn()
-    twin.feed(twin._ids(twin._prompt(probe.question) + twin.template.reply.format(text=probe.prefix)), keep=1)
-    return time.perf_counter() - start
+    moments = [time.perf_counter()]
+    _asked(session, probe, lambda twin: moments.append(time.perf_counter()))
+    return time.perf_counter() - moments[not isinstance(session, Reprefilled)]
 
 # %% ../nbs/08_drift.ipynb #c019
 @dataclass(frozen=True)
@@ -265,6 +277,7 @@ def interval(
     mean, (low, high) = x.mean(), _drawn(np.mean, (x,)) if np.ptp(x) else (x.mean(),)*2
     return Estimate(float(mean), float(low), float(high), len(x))
 
+# %% ../nbs/08_drift.ipynb #d040
 def equivalent(
     differences, # [personas]
     delta:float, # the largest difference that does not matter
@@ -275,6 +288,7 @@ def equivalent(
     if not np.ptp(x): return float(abs(x[0]) >= delta)
     return float(max(stats.ttest_1samp(x, -delta, alternative='greater').pvalue, stats.ttest_1samp(x, delta, alternative='less').pvalue))
 
+# %% ../nbs/08_drift.ipynb #d043
 def half_life(
     turns, # [checks] ascending
     scores, # [personas, checks]
@@ -312,6 +326,10 @@ class Plan:
     template:str='transcript'
     seed:int=0
 
+# %% ../nbs/08_drift.ipynb #d047
+def _digest(data:bytes)->str: return hashlib.sha256(data).hexdigest()[:12]
+
+class Plan(Plan):
     def cells(self)->list[tuple[str, str, int]]:
         "Every method, persona and order; the orders come last, so that an early stop leaves whole orders."
         return [(m, p, o) for o in range(self.orders) for p in self.personas for m in self.methods]
@@ -321,8 +339,7 @@ class Plan:
         rest = {k: v for k, v in asdict(self).items() if k not in ('methods', 'personas', 'conversations', 'orders')}
         return _digest(json.dumps(rest, sort_keys=True).encode() + Path(self.conversations).read_bytes())
 
-def _digest(data:bytes)->str: return hashlib.sha256(data).hexdigest()[:12]
-
+# %% ../nbs/08_drift.ipynb #d050
 def shuffled_turns(conversations:Sequence, n:int, seed)->list[tuple[str, str]]: # user's turn, reply
     "n turns with reference replies, conversation by conversation, in an order that the seed decides; begun anew where they run out."
     whole = [c for c in conversations if c.reference]
@@ -331,12 +348,14 @@ def shuffled_turns(conversations:Sequence, n:int, seed)->list[tuple[str, str]]: 
     while len(out) < n: out += [t for c in rng.sample(whole, len(whole)) for t in zip(c.turns, c.reference)]
     return out[:n]
 
+# %% ../nbs/08_drift.ipynb #d053
 @lru_cache(maxsize=1)
 def _loaded(model:str|None)->tuple:
     from lyra.attention import Lyra
     from lyra.model import load_tokenizer
     return load_tokenizer(model), Lyra.from_pretrained(model, dtype='float32')
 
+# %% ../nbs/08_drift.ipynb #d055
 def hold(
     plan:Plan,
     cell:tuple[str, str, int], # method, card file, order
@@ -368,6 +387,7 @@ def hold(
         if spent: note(t, 'seconds', np.median(spent[-20:]))
     return rows
 
+# %% ../nbs/08_drift.ipynb #d057
 def _file(out:Path, cell)->Path: return out/'cells'/f"{cell[0].replace(':', '=')}.{Path(cell[1]).stem}.{_digest(Path(cell[1]).read_bytes())}.{cell[2]}.json"
 
 def _write(path:Path, text:str)->None:
@@ -376,6 +396,17 @@ def _write(path:Path, text:str)->None:
     with open(part, 'w', encoding='utf-8') as f: f.write(text); f.flush(); os.fsync(f.fileno())
     os.replace(part, path)
 
+# %% ../nbs/08_drift.ipynb #d060
+def _settings(plan:Plan)->dict:
+    versions = dict(python=platform.python_version(), torch=torch.__version__, transformers=transformers.__version__, scipy=scipy.__version__, pandas=pd.__version__)
+    return dict(plan=asdict(plan), hash=plan.hash(), versions=versions)
+
+def gather(plan:Plan, out)->pd.DataFrame:
+    "All finished cells of a plan as one tidy table."
+    rows = [dict(method=c[0], persona=Path(c[1]).stem, order=c[2]) | r for c in plan.cells() if (f := _file(Path(out), c)).exists() for r in json.loads(f.read_text())]
+    return pd.DataFrame(rows, columns=['method', 'persona', 'order', 'turn', 'probe', 'measure', 'value'])
+
+# %% ../nbs/08_drift.ipynb #d062
 def _settle(threads:int, parent:int)->None:
     "Prepare a worker, which is to end with its parent even where that was killed."
     torch.set_num_threads(threads); transformers.utils.logging.disable_progress_bar()
@@ -384,9 +415,21 @@ def _settle(threads:int, parent:int)->None:
         os._exit(1)
     threading.Thread(target=watch, daemon=True).start()
 
-def _settings(plan:Plan)->dict:
-    versions = dict(python=platform.python_version(), torch=torch.__version__, transformers=transformers.__version__, scipy=scipy.__version__, pandas=pd.__version__)
-    return dict(plan=asdict(plan), hash=plan.hash(), versions=versions)
+def _pool(workers:int)->ProcessPoolExecutor:
+    import multiprocessing
+    return ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context('spawn'), initializer=_settle, initargs=(max(1, (os.cpu_count() or 1)//workers), os.getpid()))
+
+# %% ../nbs/08_drift.ipynb #d064
+@contextmanager
+def dask_executor(
+    address:str, # of a scheduler, such as 'tcp://host:8786'
+)->Iterator[Executor]:
+    "The workers of a Dask cluster, as an executor; raises `LyraError` where Dask is missing or nobody answers."
+    try: from dask.distributed import Client
+    except ImportError as e: raise LyraError('Dask is not installed: pip install "lyra[sweep]".') from e
+    try: client = Client(address, timeout='10s')
+    except OSError as e: raise LyraError(f'No Dask scheduler answers at {address}: start one with `dask scheduler`, and workers with `dask worker`.') from e
+    with client: yield client.get_executor()
 
 # %% ../nbs/08_drift.ipynb #c024
 def sweep(
@@ -423,26 +466,7 @@ def sweep(
     _write(out/'results.csv', results.to_csv(index=False))
     return results
 
-def _pool(workers:int)->ProcessPoolExecutor:
-    import multiprocessing
-    return ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context('spawn'), initializer=_settle, initargs=(max(1, (os.cpu_count() or 1)//workers), os.getpid()))
-
-@contextmanager
-def dask_executor(
-    address:str, # of a scheduler, such as 'tcp://host:8786'
-)->Iterator[Executor]:
-    "The workers of a Dask cluster, as an executor; raises `LyraError` where Dask is missing or nobody answers."
-    try: from dask.distributed import Client
-    except ImportError as e: raise LyraError('Dask is not installed: pip install "lyra[sweep]".') from e
-    try: client = Client(address, timeout='10s')
-    except OSError as e: raise LyraError(f'No Dask scheduler answers at {address}: start one with `dask scheduler`, and workers with `dask worker`.') from e
-    with client: yield client.get_executor()
-
-def gather(plan:Plan, out)->pd.DataFrame:
-    "All finished cells of a plan as one tidy table."
-    rows = [dict(method=c[0], persona=Path(c[1]).stem, order=c[2]) | r for c in plan.cells() if (f := _file(Path(out), c)).exists() for r in json.loads(f.read_text())]
-    return pd.DataFrame(rows, columns=['method', 'persona', 'order', 'turn', 'probe', 'measure', 'value'])
-
+# %% ../nbs/08_drift.ipynb #d067
 def per_persona(
     results:pd.DataFrame, # as `sweep` gives them
     measure:str, # 'logodds', 'logprob', 'rank', 'bleed', 'rule', 'nll', 'bytes', 'tokens', 'seconds'
@@ -457,6 +481,7 @@ def costs(
     nll = per_persona(results, 'nll').mean(axis=1).unstack('method')
     return nll.sub(nll['full'], axis=0) if 'full' in nll else pd.DataFrame()
 
+# %% ../nbs/08_drift.ipynb #d081
 def by_check(
     results:pd.DataFrame, # as `sweep` gives them
     score:str, # a measure
@@ -465,6 +490,7 @@ def by_check(
     scores = per_persona(results, score)
     return pd.DataFrame({t: {m: str(interval(x)) for m in results.method.unique() if len(x := scores.loc[m][t].dropna())} for t in scores.columns})
 
+# %% ../nbs/08_drift.ipynb #d071
 def summary(
     results:pd.DataFrame, # as `sweep` gives them
     *,
@@ -491,6 +517,15 @@ COLOURS = {'none': '#999999', 'full': '#D55E00', 'window': '#E69F00', 'streaming
 
 def _colour(method:str)->str: return COLOURS.get(method.partition(':')[0], '#666666')
 
+def _labels(ax, ends:list[tuple[float, str]], x:float)->None:
+    "Name each line at its end, at least a line of text apart."
+    low, high = ax.get_ylim()
+    gap, y = (high - low)/22, -np.inf
+    for end, name in sorted(ends):
+        y = max(end, y + gap)
+        ax.annotate(name, (x, end), (x*1.12, y), color=_colour(name), va='center', fontsize=9, annotation_clip=False)
+
+# %% ../nbs/08_drift.ipynb #d076
 def curves(
     results:pd.DataFrame, # as `sweep` gives them
     score:str='logodds',
@@ -512,14 +547,7 @@ def curves(
     ax.spines[['top', 'right']].set_visible(False)
     return fig
 
-def _labels(ax, ends:list[tuple[float, str]], x:float)->None:
-    "Name each line at its end, at least a line of text apart."
-    low, high = ax.get_ylim()
-    gap, y = (high - low)/22, -np.inf
-    for end, name in sorted(ends):
-        y = max(end, y + gap)
-        ax.annotate(name, (x, end), (x*1.12, y), color=_colour(name), va='center', fontsize=9, annotation_clip=False)
-
+# %% ../nbs/08_drift.ipynb #d079
 def frontier(
     results:pd.DataFrame, # as `sweep` gives them, with the methods none and full among them
     score:str='logodds',
@@ -537,6 +565,7 @@ def frontier(
         ax.annotate(f'{m}, {size:.0f} MiB', (x.mean, y.mean), (6, -14 if crowded else 6), textcoords='offset points', color=_colour(m), fontsize=9)
     ax.axhline(floor := scores.loc['none'][last].mean(), color='#999999', ls='--', lw=1)
     ax.annotate('no persona', (1, floor), (-4, 4), xycoords=('axes fraction', 'data'), textcoords='offset points', color='#777777', ha='right', fontsize=9)
+    ax.margins(x=.12)
     ax.set(xlabel='cost: NLL of the conversation over full, nats a token', ylabel=f'{score} at turn {last}, nats')
     ax.spines[['top', 'right']].set_visible(False)
     return fig

@@ -45,6 +45,7 @@ def register_judge(name:str)->Callable:
         return function
     return enter
 
+# %% ../nbs/09_protocols.ipynb #d005
 @dataclass(frozen=True)
 class Judge:
     "A judge by its name, with its arguments: data, never code."
@@ -86,6 +87,7 @@ def _plain(text:str)->str:
 
 def _bare(text:str)->str: return re.sub(r'^[\W_]+|[\W_]+$', '', _plain(text))
 
+# %% ../nbs/09_protocols.ipynb #d011
 def says(answer:str, phrase:str)->bool:
     "Whether a phrase is said, as whole words and not negated; raises `LyraError` for an empty one."
     text, phrase = _plain(answer), _plain(phrase)
@@ -151,6 +153,7 @@ def _written_in(answer:str, code:str)->bool:
     share = sum(found[s] for s in SCRIPTS[code])/max(1, found.total())
     return share >= .8 and (code != 'ja' or found['HIRAGANA'] + found['KATAKANA'] > 0)
 
+# %% ../nbs/09_protocols.ipynb #d020
 @register_judge('language')
 def judge_language(answer:str, *, code:str)->float:
     "Whether an answer is in a language, all of it."
@@ -184,6 +187,7 @@ def judge_memory(answer:str, *, targets:Sequence[str], foils:Sequence[str]=())->
     _phrases('targets', targets); _phrases('foils', foils, 0)
     return float(any(says(answer, t) for t in targets) and not any(says(answer, f) for f in foils))
 
+# %% ../nbs/09_protocols.ipynb #d025
 @register_judge('persona')
 def judge_persona(answer:str, *, own:Sequence[str], others:Sequence[str]=(), least:int=1, breaks:Sequence[str]=BREAKS)->float:
     "Whether an answer says at least so many different things of a persona's own, and nothing of another's or out of role."
@@ -200,6 +204,7 @@ class JudgedProbe:
 
 CHORES = (CHORE, 'How do I boil an egg?', 'What is a good name for a boat?')
 
+# %% ../nbs/09_protocols.ipynb #d029
 def judged_probes(
     card:Card, # with probes, a rule or a language
 )->tuple[JudgedProbe, ...]:
@@ -389,6 +394,7 @@ def _csv_rows(path)->Iterator[tuple[int, dict]]: # line where the row begins, ce
             yield n, row | {k: [x.strip() for x in row[k].split('|') if x.strip()] for k in _LISTS if row.get(k) is not None}
     except csv.Error as e: raise _at(path, reader.line_num, f'not valid CSV ({e})') from e
 
+# %% ../nbs/09_protocols.ipynb #d046
 def read_scenarios(
     path, # CURATe-style rows: JSON lines, or a file that ends in .csv
 )->list[Scenario]: # in the file's order

@@ -25,7 +25,7 @@ from PIL import Image
 from traitlets import HasTraits, Int
 
 from .core import LyraError
-from .cache import PRESETS
+from .cache import PRESETS, preset
 from .chat import ChatSession
 from .trace import SEGMENTS, Recorder, Trace
 from .drift import COLOURS as METHOD_COLOURS
@@ -199,7 +199,7 @@ class CacheMap(CacheMap):
             for name, a, b in spans(self.trace, self.turn, i):
                 a, b = pixel(a), max(pixel(b), pixel(a) + (name != 'not held' and b > low))    # what is held shows, however narrow
                 tokens[i, 1:, a:b] = colour[name]
-                if i in self.lettered and b - a > 14: self.letters[i, name].set(visible=True, x=(low + (a + b)/2/self.columns*(high - low)) - end*self.is_near)
+                if i in self.lettered and b - a > 14: self.letters[i, name].set(visible=True, text=name if b - a > 100 else LETTERS[name], x=(low + (a + b)/2/self.columns*(high - low)) - end*self.is_near)
             if held[i, 0]: slots[i, 1:] = colour['persona']
         for image, x in zip(self.images, (slots, tokens)): image.set_data((x*255).astype(np.uint8).reshape(L*self.rows, -1, 3))
         at = self.position - end*self.is_near
@@ -268,18 +268,18 @@ class AttentionFlow(AttentionFlow):
         for label, t in zip(heat.get_yticklabels(), types): label.set(fontsize=7.5, fontweight='bold' if t == 'full_attention' else 'normal')
         heat.hlines(H*np.arange(1, L), .5, N + .5, color='white', lw=.6)
         heat.tick_params(axis='y', length=0)
-        self.figure.colorbar(image, ax=heat, label=f'share on {self.segment}', pad=.01, aspect=12)
+        self.figure.colorbar(image, ax=heat, label=f'share on {self.segment}', pad=.01, fraction=.11, aspect=18)
         shares, below = self.shares(), np.zeros(N)
         for j, (name, x) in enumerate(zip(SEGMENTS, shares.T)):
             area.fill_between(np.arange(1, N + 1) if N > 1 else [.6, 1.4], below if N > 1 else [below[0]]*2, below + x if N > 1 else [below[0] + x[0]]*2, color=COLOURS[name], lw=0)
-            if x[-1] > .05: area.annotate(f'{LETTERS[name]}  {name}', (N + .5, below[-1] + x[-1]/2), xytext=(5, 0), textcoords='offset points', va='center', fontsize=8.5, annotation_clip=False)
+            if x[-1] > .05: area.annotate(f'{LETTERS[name]}  {name}', (N + .4*(N == 1), below[-1] + x[-1]/2), xytext=(-6, 0), textcoords='offset points', ha='right', va='center', fontsize=8.5)
             below = below + x
         area.set(ylim=(0, 1), xlabel='turn', ylabel='share of attention', title=f"layer {self.layer}, {'mean over heads' if self.head == 'mean' else f'head {self.head}'}")
         area.title.set_fontsize(9)
         _bare(area)
         self.cursors = [ax.axvline(1, color='white' if ax is heat else 'black', lw=1.5, ls='--') for ax in (heat, area)]
         rows = (H*self.layer, H) if self.head == 'mean' else (H*self.layer + self.head, 1)
-        heat.add_patch(Rectangle((.5, rows[0]), N, rows[1], fill=False, ec='#D55E00', lw=1.5))
+        heat.add_patch(Rectangle((.5, rows[0]), N, rows[1], fill=False, ec='#D55E00', lw=1.5, clip_on=False))
         self.moving = [*self.cursors, self.heading]
 
 # %% ../nbs/09_widgets.ipynb #r029
@@ -423,11 +423,12 @@ def _line_colours(names:Sequence[str])->dict[str, str]:
     for name in names: out[name] = c if (c := METHOD_COLOURS.get(name.split()[-1].partition(':')[0])) and c not in out.values() else next(x for x in free if x not in out.values() or len(names) > len(PALETTE))
     return out
 
-def _spread(ys:Sequence[float], gap:float)->list[float]:
-    "Ascending places, moved apart to keep a gap, about their own middle."
+def _spread(ys:Sequence[float], gap:float, low:float, high:float)->list[float]:
+    "Ascending places, moved apart to keep a gap, about their own middle, within bounds where they have room."
     out = []
     for y in ys: out.append(max(y, out[-1] + gap) if out else y)
     over = sum(o - y for o, y in zip(out, ys))/max(1, len(ys))
+    over = max(out[-1] - high, min(over, out[0] - low)) if out else 0
     return [o - over for o in out]
 
 # %% ../nbs/09_widgets.ipynb #r045
@@ -470,7 +471,7 @@ class DriftView(DriftView):
                 ends.append((y[-1], name, colours[name]))
             if not what.startswith('log'): ax.set_ylim(bottom=0)
             low, high = ax.get_ylim()
-            for place, (y, name, colour) in zip(_spread([e[0] for e in sorted(ends)], .085*(high - low)), sorted(ends)):
+            for place, (y, name, colour) in zip(_spread([e[0] for e in sorted(ends)], .085*(high - low), low, high), sorted(ends)):
                 ax.annotate(name, (N, place), xytext=(6, 0), textcoords='offset points', color=colour, fontsize=8.5, va='center', annotation_clip=False)
             ax.set_title(f'{what}: {self.probe}' if what.startswith('log') else what, fontsize=9, loc='left')
             _bare(ax)
@@ -665,9 +666,9 @@ class LiveChat:
     ):
         self.model, self.tokenizer, self.persona, self.folder, self.probes, self.traces, self.recorder = model, tokenizer, persona, Path(folder), tuple(probes), {}, None
 
-    def begin(self, policy:str='lyra', gain:float=4., window:int=512)->None:
-        "Begin a conversation; the last one's trace stays."
-        session = ChatSession(self.model, self.tokenizer, self.persona, policy, gain=gain, **({} if policy in ('full', 'lyra', 'lyra-strict') else dict(window_size=window)))
+    def begin(self, policy:str='lyra', gain:float|None=None, window:int|None=None)->None:
+        "Begin a conversation, with the policy's own gain and window where none are given; the last one's trace stays."
+        session = ChatSession(self.model, self.tokenizer, self.persona, policy, gain=gain, window_size=window)
         made_folder(self.folder)
         self.close()
         name = next(n for i in count(1) if not (self.folder/f'{(n := f"{i} {policy}")}.lyratrace').exists())
@@ -701,19 +702,28 @@ class Live(W.VBox):
     def __init__(self, chat:LiveChat):
         self.chat, self.views = chat, []
         self.policy = W.Dropdown(options=PRESETS, value='lyra', description='policy', layout=W.Layout(width='220px'))
-        self.gain = W.BoundedFloatText(value=4., min=1., max=64., step=.5, description='gain', layout=W.Layout(width='160px'))
+        self.gain = W.BoundedFloatText(value=1., min=1., max=64., step=.5, description='gain', layout=W.Layout(width='160px'))
         self.window = W.BoundedIntText(value=512, min=1, max=1_000_000, description='window', layout=W.Layout(width='180px'))
         self.anew, self.sender = W.Button(description='new conversation'), W.Button(description='send', button_style='primary')
-        self.text = W.Text(placeholder='What is your name?', description='you', continuous_update=False, layout=W.Layout(width='540px'))
+        self.text = W.Text(placeholder='What is your name?', description='you', layout=W.Layout(width='540px'))
         self.transcript, self.status, self.tabs = W.HTML(), W.HTML(), W.Tab()
+        self.policy.observe(lambda _: self._offer(), 'value')
         self.anew.on_click(lambda _: self.begin())
         self.sender.on_click(lambda _: self.send(self.text.value))
+        self.text.on_msg(lambda _, message, __: message.get('event') == 'submit' and self.send(self.text.value))      # Enter
         super().__init__([W.HBox([self.policy, self.gain, self.window, self.anew], layout=W.Layout(flex_flow='row wrap')), self.transcript, W.HBox([self.text, self.sender]), self.status, self.tabs])
         self.add_class('lyra-live')
+        self._offer()
         self.begin()
 
 # %% ../nbs/09_widgets.ipynb #r072
 class Live(Live):
+    def _offer(self)->None:
+        "Show the chosen preset's own gain and window, where it has them."
+        chosen = preset(self.policy.value, self.chat.model.config)['full_attention']
+        self.gain.disabled, self.window.disabled = not chosen.persona, not chosen.window
+        self.gain.value, self.window.value = chosen.gain, chosen.window or self.window.value
+
     def _say(self, text:str)->None: self.status.value = f'<div role="status">{html.escape(text)}</div>'
 
     def _write(self, *pending:tuple[str, str])->None:
@@ -723,7 +733,7 @@ class Live(Live):
 
     def begin(self)->None:
         "Begin anew with the chosen policy."
-        try: self.chat.begin(self.policy.value, self.gain.value, self.window.value)
+        try: self.chat.begin(self.policy.value, self.gain.value, None if self.window.disabled else self.window.value)
         except LyraError as e: return self._say(str(e))
         self.views, self.tabs.children = [], ()
         self._write()

@@ -103,8 +103,11 @@ def drive(page, folder: Path) -> None:
     chat.get_by_role('button', name='new conversation').click()
     chat.get_by_text('A new conversation under').wait_for(timeout=60_000)
     chat.get_by_placeholder('What is your name?').fill('What do you love above everything?')
-    chat.get_by_role('button', name='send').click()
+    page.keyboard.press('Enter')
     chat.get_by_text(re.compile(r'Turn 1: \d+ tokens in')).wait_for(timeout=120_000)
+    chat.get_by_placeholder('What is your name?').fill('And who are you?')
+    chat.get_by_role('button', name='send').click()
+    chat.get_by_text(re.compile(r'Turn 2: \d+ tokens in')).wait_for(timeout=120_000)
     chat.locator('.lyra-cache-map img').first.wait_for(timeout=20_000)
     shot('6-live', chat)
 

@@ -349,7 +349,7 @@ class BufferLayer(BufferLayer):
         self.end -= abs(tokens_to_remove); self.seen -= abs(tokens_to_remove)
 
     def snapshot(self)->'BufferLayer':
-        "This layer as it is now, to go back to. Where a buffer only ever grows at its end, the storage is shared: later tokens stand behind `end`."
+        "This layer as it is now, to go back to; for as long as it is neither cropped nor reset. Where a buffer only ever grows, the storage is shared: later tokens stand behind `end`."
         return copy.copy(self) if self.policy.window is None and not self.policy.persona else copy.deepcopy(self)
 
 # %% ../nbs/04_sliding_window.ipynb #s040

@@ -139,6 +139,7 @@ class ChatSession(ChatSession):
     def _restore(self, state:dict)->None:
         "Undo a turn."
         self.cache, self.pending, self.at_start = state['cache'], state['pending'], state['at_start']
+        self.cache.watch = self.recorder        # which may have been closed since
 
 # %% ../nbs/06_chat.ipynb #d025
 class ChatSession(ChatSession):
@@ -277,6 +278,7 @@ class ChatSession(ChatSession):
         persona:Persona|None, # from the next turn on; None: none
     )->None:
         "Exchange the persona between turns; what was said stays said."
+        self._check()
         if persona is not None: self._fits(persona)
         before, old = self._state(), self.persona
         try:

@@ -28,7 +28,7 @@ from scipy import stats
 from tqdm.auto import tqdm
 
 from .core import LyraError, data_path
-from .cache import ContextPolicy, LyraCache
+from .cache import PRESETS, ContextPolicy, LyraCache, preset
 from .persona import Card, Persona, Probe, Rule, read_card, weights_hash
 from .chat import ChatSession, read_conversations
 from .trace import SEGMENTS, attention_weights, key_positions
@@ -337,6 +337,7 @@ class Plan(Plan):
     def hash(self)->str:
         "Of all that changes a cell's numbers; a persona's is in the name of its cells."
         rest = {k: v for k, v in asdict(self).items() if k not in ('methods', 'personas', 'conversations', 'orders')}
+        rest['presets'] = [repr(preset(name, transformers.Gemma3TextConfig())) for name in PRESETS]        # a name may come to mean something else
         return _digest(json.dumps(rest, sort_keys=True).encode() + Path(self.conversations).read_bytes())
 
 # %% ../nbs/08_drift.ipynb #d050

@@ -207,9 +207,9 @@ def bleed(session, card:Card)->float: # probability
     question, prefix = NEUTRAL.get(card.language, NEUTRAL['en'])
     return float(np.exp(ask(session, Probe('bleed', question, prefix, f' {card.name}', (' Paris',)))['logprob']))
 
-def keeps_rule(session, rule:Rule, max_new_tokens:int=24)->float: # 1 or 0
-    "Whether a greedy reply to a chore keeps the rule."
-    return float(judge(rule, session.off_the_record().say(CHORE, max_new_tokens=max_new_tokens if rule.kind == 'starts_with' else 2*max_new_tokens)))
+def keeps_rule(session, rule:Rule)->float: # 1 or 0
+    "Whether a greedy reply to a chore keeps the rule; how it begins shows within a few tokens."
+    return float(judge(rule, session.off_the_record().say(CHORE, max_new_tokens=8 if rule.kind == 'starts_with' else 48)))
 
 # %% ../nbs/08_drift.ipynb #m002
 class _Shares:

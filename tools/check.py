@@ -1,35 +1,44 @@
 "The checks and tests of the repository; exits with 1 at the first check that fails. The last line counts notebooks if they were run, else checks."
 import argparse, ast, filecmp, json, os, re, shutil, subprocess, sys, tempfile
+from configparser import ConfigParser
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
 NOTEBOOKS = sorted(p for p in (ROOT/'nbs').glob('*.ipynb') if not p.name.startswith('_'))
+ARCHIVE = sorted(p.parent for p in (ROOT/'archive').glob('*/settings.ini'))
+ARCHIVED = [p for folder in ARCHIVE for p in sorted((folder/'nbs').glob('*.ipynb'))]
 WORKERS = 2
 # Workers that each start a thread per core wait for one another; an even share of the cores is many times as fast.
 THREADS = str(max(1, (os.cpu_count() or 1)//WORKERS))
 ENV = os.environ | {'OMP_NUM_THREADS': THREADS, 'PATH': f"{BIN}{os.pathsep}{os.environ.get('PATH', '')}", 'TRANSFORMERS_VERBOSITY': 'error', 'HF_HUB_OFFLINE': '1'}
+ENV['PYTHONPATH'] = os.pathsep.join([*map(str, ARCHIVE), ENV.get('PYTHONPATH', '')]).strip(os.pathsep)      # the archived packages need no installation
 
 
 def run(*args, cwd=ROOT) -> subprocess.CompletedProcess:
     return subprocess.run([str(a) for a in args], cwd=cwd, env=ENV, capture_output=True, text=True)
 
 
-def copy_project(folder: Path) -> Path:
+def library(project: Path) -> str:
+    config = ConfigParser(delimiters=['='], interpolation=None)
+    config.read(project/'settings.ini', encoding='utf-8')
+    return config['DEFAULT']['lib_path']
+
+
+def copy_project(project: Path, folder: Path) -> Path:
     "The sources alone: settings, notebooks, and the one module that no notebook exports."
-    shutil.copytree(ROOT/'nbs', folder/'nbs', ignore=shutil.ignore_patterns('.ipynb_checkpoints'))
-    (folder/'lyra').mkdir()
-    for name in ('settings.ini', 'pyproject.toml', 'lyra/__init__.py'): shutil.copy(ROOT/name, folder/name)
+    shutil.copytree(project/'nbs', folder/'nbs', ignore=shutil.ignore_patterns('.ipynb_checkpoints'))
+    (folder/library(project)).mkdir()
+    for name in ('settings.ini', 'pyproject.toml', f'{library(project)}/__init__.py'): shutil.copy(project/name, folder/name)
     return folder
 
 
 def notebooks_are_clean() -> str:
     "Clean a copy of each project, the archived ones too, under its own settings."
     dirty = []
-    for project in [ROOT, *sorted(p.parent for p in (ROOT/'archive').glob('**/nbs'))]:
-        settings = next(p for p in (project/'settings.ini', ROOT/'settings.ini') if p.exists())
+    for project in [ROOT, *ARCHIVE]:
         with tempfile.TemporaryDirectory() as tmp:
-            shutil.copy(settings, tmp)
+            shutil.copy(project/'settings.ini', tmp)
             copy = shutil.copytree(project/'nbs', Path(tmp)/'nbs', ignore=shutil.ignore_patterns('.ipynb_checkpoints'))
             done = run(BIN/'nbdev_clean', '--fname', 'nbs', cwd=tmp)
             # An unreadable notebook only makes nbdev_clean warn.
@@ -39,7 +48,7 @@ def notebooks_are_clean() -> str:
 
 
 def outputs_are_whole() -> str:
-    for path in NOTEBOOKS:
+    for path in [*NOTEBOOKS, *ARCHIVED, *(ROOT/'archive').glob('*.ipynb')]:
         cells = [c for c in json.loads(path.read_text(encoding='utf-8'))['cells'] if c['cell_type'] == 'code']
         if any(o['output_type'] == 'error' for c in cells for o in c['outputs']): return f'{path.name} holds the output of an error: run it again from the top.'
         shown = [c for c in cells if not re.match(r'#\|\s*(hide|default_exp)', ''.join(c['source']))]
@@ -48,12 +57,15 @@ def outputs_are_whole() -> str:
 
 
 def package_is_exported() -> str:
-    with tempfile.TemporaryDirectory() as tmp:
-        folder = copy_project(Path(tmp))
-        if (done := run(BIN/'nbdev_export', cwd=folder)).returncode: return f'nbdev_export failed: {done.stderr[-500:]}'
-        names = {p.name for base in (folder, ROOT) for p in (base/'lyra').glob('*.py')}
-        _, differ, missing = filecmp.cmpfiles(ROOT/'lyra', folder/'lyra', names, shallow=False)
-    return (differ or missing) and f"lyra/ is not what the notebooks export ({', '.join(sorted(differ + missing))}): run `nbdev_export` and commit."
+    for project in [ROOT, *ARCHIVE]:
+        lib = library(project)
+        with tempfile.TemporaryDirectory() as tmp:
+            folder = copy_project(project, Path(tmp))
+            if (done := run(BIN/'nbdev_export', cwd=folder)).returncode: return f'nbdev_export failed for {lib}: {done.stderr[-500:]}'
+            names = {p.name for base in (folder, project) for p in (base/lib).glob('*.py')}
+            _, differ, missing = filecmp.cmpfiles(project/lib, folder/lib, names, shallow=False)
+        if differ or missing: return f"{lib}/ is not what the notebooks export ({', '.join(sorted(differ + missing))}): run `nbdev_export` in its project's folder and commit."
+    return ''
 
 
 def readme_is_current() -> str:
@@ -90,15 +102,15 @@ def modules_are_distinct() -> str:
     return ''
 
 
-def failed_notebooks() -> list[str]:
-    "Run every notebook, `WORKERS` at a time; nbdev skips cells flagged `slow`."
+def failed_notebooks(project: Path) -> list[str]:
+    "Run every notebook of a project, `WORKERS` at a time; nbdev skips cells flagged `slow`."
     lines = []
-    with subprocess.Popen([str(BIN/'nbdev_test'), '--n_workers', str(WORKERS), '--do_print'], cwd=ROOT, env=ENV, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen([str(BIN/'nbdev_test'), '--n_workers', str(WORKERS), '--do_print'], cwd=project, env=ENV, stderr=subprocess.PIPE, text=True) as process:
         for line in process.stderr:
             sys.stderr.write(line)
             lines.append(line)
     if not process.returncode: return []
-    return re.findall(r'^\t(\S+\.ipynb)$', ''.join(lines), flags=re.M) or [p.name for p in NOTEBOOKS]
+    return re.findall(r'^\t(\S+\.ipynb)$', ''.join(lines), flags=re.M) or [p.name for p in sorted((project/'nbs').glob('*.ipynb'))]
 
 
 def browser_sees_the_widgets() -> str:
@@ -126,9 +138,9 @@ def main() -> int:
     if 'tests' not in names or args.skip_tests:
         print(f'{len(static)} passed, 0 failed')
         return 0
-    failed = failed_notebooks()
+    failed = [name for project in [ROOT, *ARCHIVE] for name in failed_notebooks(project)]
     print('tests:', f"{', '.join(failed)} failed, see the traceback above: mend the notebook, run it from the top, export." if failed else 'ok')
-    print(f'{len(NOTEBOOKS) - len(failed)} passed, {len(failed)} failed')
+    print(f'{len(NOTEBOOKS) + len(ARCHIVED) - len(failed)} passed, {len(failed)} failed')
     return int(bool(failed))
 
 

@@ -242,7 +242,7 @@ def _plan(args):
     given = {k: v for k, v in vars(args).items() if k in ('turns', 'orders', 'probes', 'scored_every', 'model', 'template', 'seed')}
     personas = args.personas or [p for p in sorted(data_path('personas').glob('*.json')) if read_card(p).question_id > 5]   # no setting was tuned on these
     given['references'] = tuple(filter(None, args.references.split(',')))
-    if args.quick: given, personas = given | dict(turns=min(args.turns, 12), checks=(1,)), personas[:2]      # and the last turn is always a check
+    if args.quick: given, personas = given | dict(turns=min(args.turns, 12), checks=(1,), scored_every=min(args.scored_every, 4)), personas[:2]      # and the last turn is always a check
     if args.methods: given['methods'] = tuple(args.methods.split(','))
     return Plan(personas=tuple(map(str, personas)), conversations=str(args.input or data_path('conversations', 'held_out.jsonl')), **given)
 
@@ -344,7 +344,7 @@ def _add_drift(commands)->None:
     p.add_argument('--turns', type=int, default=80, help='turns of a conversation')
     p.add_argument('--orders', type=int, default=1, help='orders of the conversations, each with every persona')
     p.add_argument('--probes', type=int, default=3, help='probes of each persona')
-    p.add_argument('--scored-every', type=int, default=4, metavar='K', help='the cost is measured on every k-th turn')
+    p.add_argument('--scored-every', type=int, default=8, metavar='K', help='the cost is measured on every k-th turn')
     p.add_argument('--delta', type=float, default=.5, help='change of the log-odds, in nats, that does not matter')
     p.add_argument('--quick', action='store_true', help='two personas, 12 turns, checked at the first and the last')
     p.add_argument('--seed', type=int, default=0, help='of the orders')

@@ -320,7 +320,7 @@ class Plan:
     checks:tuple[int, ...]=(1, 5, 10, 25, 50, 80, 160, 320, 640, 1000)
     orders:int=1
     probes:int=3 # of each persona
-    scored_every:int=4 # turns
+    scored_every:int=8 # turns
     references:tuple[str, ...]=() # methods held beside every cell, from which the divergence is measured
     model:str|None=None
     template:str='transcript'

@@ -84,7 +84,7 @@ def parser()->argparse.ArgumentParser:
         p.add_argument('--weights', type=Path, help="the trained weights' file (default: the package's)")
         if name != 'chat': p.add_argument('--out', type=Path, help=f"folder of the {'run' if name == 'train' else 'tables'} (default: {'out/injection_v1' if name == 'train' else 'results'})")
         if name == 'train':
-            for flag, low, kind, default in (('--steps', 1, int, 300), ('--lr', 0., float, 5e-3), ('--rank', 1, int, 4), ('--seed', 0, int, 0), ('--save-every', 1, int, 25)):
+            for flag, low, kind, default in (('--steps', 1, int, 200), ('--lr', 0., float, 1e-2), ('--rank', 1, int, 4), ('--seed', 0, int, 0), ('--save-every', 1, int, 25)):
                 p.add_argument(flag, type=_at_least(low, kind), default=default, help=f'default: {default}')
             _sized(p, 'training dialogues', 512)
         if name == 'evaluate':

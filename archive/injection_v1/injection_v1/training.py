@@ -48,8 +48,8 @@ class StageA:
         tokenizer,
         dialogues:Sequence[Dialogue], # with equal numbers of turns, 2 or more
         *,
-        batch:int=8, # questions per step
-        talk:int=4, # of them, how many also give a piece of conversation
+        batch:int=6, # questions per step
+        talk:int=2, # of them, how many also give a piece of conversation
         budget:float=2e9, # bytes of kept states
     ):
         if len({len(d.turns) for d in dialogues}) != 1 or len(dialogues[0].turns) < 2: raise LyraError('Dialogues of one training have equal numbers of turns, at least two.')
@@ -94,10 +94,10 @@ def fine_tune(
     tokenizer,
     *,
     out, # folder of the run; a run that was stopped goes on from here
-    steps:int=300,
-    lr:float=5e-3,
-    batch:int=8,
-    talk:int=4,
+    steps:int=200,
+    lr:float=1e-2,
+    batch:int=6,
+    talk:int=2,
     n:int=512, # training dialogues
     turns:int=6, # earlier turns in each
     seed:int=0,

@@ -1,0 +1,17 @@
+"Everything comes from settings.ini; the extra `dev` has all that running and testing the notebooks needs."
+from configparser import ConfigParser
+from pathlib import Path
+from setuptools import setup
+
+config = ConfigParser(delimiters=['='])
+config.read(Path(__file__).parent/'settings.ini', encoding='utf-8')
+cfg = config['DEFAULT']
+readme = Path(__file__).parent/'README.md'
+
+setup(
+    name=cfg['lib_name'], version=cfg['version'], description=cfg['description'], author=cfg['author'],
+    license='Apache-2.0', keywords=cfg['keywords'].split(), url=cfg['git_url'], project_urls=dict(Source=cfg['git_url']),
+    classifiers=['Intended Audience :: Science/Research', 'Programming Language :: Python :: 3'],
+    packages=[cfg['lib_path']], python_requires=f">={cfg['min_python']}",
+    install_requires=cfg['requirements'].split(), extras_require=dict(dev=cfg['dev_requirements'].split()),
+    long_description=readme.read_text(encoding='utf-8') if readme.exists() else '', long_description_content_type='text/markdown')

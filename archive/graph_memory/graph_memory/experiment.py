@@ -162,7 +162,7 @@ class WithoutEdges(GraphMemory):
 def evaluate(
     model:GemmaWithMemory, # trained
     *,
-    n:int=120, # dialogues, and examples to inspect
+    n:int=60, # dialogues, and examples to inspect
     split:str='held_out',
     turns:int=6,
     out=None, # folder for scores.csv, retrieval.csv, alone.csv; None: nothing is written

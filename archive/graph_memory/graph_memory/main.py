@@ -87,7 +87,7 @@ def parser()->argparse.ArgumentParser:
     command('train', train_command, 'train the two new modules; resumable', out=(WEIGHTS, 'folder'), steps=(400, 'steps'), lr=(2e-3, 'highest learning rate'),
             batch_size=(8, 'examples a step'), examples=(3000, 'to draw from'), seed=(0, 'of examples and batches'), layer=(None, 'whose input is changed; not given: 8, or the middle'),
             gnn_layers=(1, 'of graph attention, 1 or 2'), where=('turn', "'turn' or 'last'"))
-    command('evaluate', evaluate_command, 'score a trained memory against the baselines', weights=(WEIGHTS, 'folder'), out=(RESULTS, 'folder for CSV files'), n=(120, 'dialogues'), split=split)
+    command('evaluate', evaluate_command, 'score a trained memory against the baselines', weights=(WEIGHTS, 'folder'), out=(RESULTS, 'folder for CSV files'), n=(60, 'dialogues'), split=split)
     command('sweep', sweep_command, 'train and score one memory per layer', out=(RESULTS, 'folder for layers.csv'), runs=(Path('runs'), 'folder of the training runs'),
             layers=((4, 8, 12, 15), 'layers'), steps=(150, 'steps per layer'), n=(60, 'dialogues'))
     command('chat', chat, 'talk; every turn becomes a fact', weights=(WEIGHTS, 'folder'), max_new_tokens=(40, 'most tokens of a reply'))

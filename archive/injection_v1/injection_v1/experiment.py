@@ -150,8 +150,8 @@ def evaluate(
     *,
     out, # folder of the tables; what it holds is not measured again
     split:str='held_out',
-    n:int=120, # dialogues
-    talks:int=60, # of them, in how many the conversation is measured
+    n:int=60, # dialogues
+    talks:int=24, # of them, in how many the conversation is measured
     turns:int=6, # earlier turns in each
     seed:int=1, # of the dialogues
 )->dict[str, pd.DataFrame]: # answers, conversation, attention

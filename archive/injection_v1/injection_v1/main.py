@@ -89,7 +89,7 @@ def parser()->argparse.ArgumentParser:
             _sized(p, 'training dialogues', 512)
         if name == 'evaluate':
             p.add_argument('--split', choices=('train', 'tune', 'held_out'), default='held_out', help='default: held_out')
-            _sized(p, 'dialogues', 120); p.add_argument('--talks', type=_at_least(2), default=60, help='dialogues for the conversation (default: 60)')
+            _sized(p, 'dialogues', 60); p.add_argument('--talks', type=_at_least(2), default=24, help='dialogues for the conversation (default: 24)')
         if name == 'chat': p.add_argument('--max-new-tokens', type=_at_least(1), default=64, help='default: 64')
     return top
 

@@ -74,9 +74,8 @@ def chat(args)->int: # exit code
     memory = EpisodicModel(model, tokenizer, _retriever(args, model), max_turns=args.max_turns, pin_first=args.pin_first)
     if sys.stdin.isatty(): print('Type a message; an empty line or Ctrl-D ends.', file=sys.stderr)
     while True:
-        try: text = input('You: ' if sys.stdin.isatty() else '').strip()
-        except EOFError: return 0
-        if not text: return 0
+        if sys.stdin.isatty(): print('You: ', end='', flush=True)
+        if not (text := sys.stdin.readline().strip()): return 0
         try: reply = memory.say(text, args.max_new_tokens)
         except LyraError as e: print(f'episodic_memory: {e}', file=sys.stderr); continue
         print(f'Reply: {reply}')

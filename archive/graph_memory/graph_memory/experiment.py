@@ -222,7 +222,7 @@ def sweep(
     n:int=60, # dialogues to score
     turns:int=6,
     settings:dict|None=None, # further fields of `MemoryConfig`
-    lr:float=2e-3,
+    lr:float=3e-4,
     examples:int=3000, # to train on
 )->pd.DataFrame: # row per layer: logodds, right, on_answer, chance
     "Train and score a memory for each layer, on the tune split."

@@ -91,7 +91,7 @@ class Reading(NamedTuple):
     active:Tensor # [B], true where a row has facts and a question
 
 # %% ../nbs/02_injection.ipynb #c017
-UNIT = 10. # by which large parameters are stored smaller
+UNIT = 100. # by which large parameters are stored smaller
 
 class MemoryInjectionLayer(nn.Module):
     "Reads facts by attention of a question over them, and adds what was read to hidden states."

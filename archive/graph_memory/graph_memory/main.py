@@ -84,7 +84,7 @@ def parser()->argparse.ArgumentParser:
             c.add_argument(f'--{o.replace("_", "-")}', default=default, help=text, **many)
     split = ('held_out', 'train, tune or held_out')
     command('data', data, 'write examples as JSON lines', out=(Path('examples.jsonl'), 'file'), split=('train', split[1]), n=(1000, 'examples'), seed=(0, 'of the examples'))
-    command('train', train_command, 'train the two new modules; resumable', out=(WEIGHTS, 'folder'), steps=(400, 'steps'), lr=(2e-3, 'highest learning rate'),
+    command('train', train_command, 'train the two new modules; resumable', out=(WEIGHTS, 'folder'), steps=(200, 'steps'), lr=(3e-4, 'highest learning rate'),
             batch_size=(8, 'examples a step'), examples=(3000, 'to draw from'), seed=(0, 'of examples and batches'), layer=(None, 'whose input is changed; not given: 8, or the middle'),
             gnn_layers=(1, 'of graph attention, 1 or 2'), where=('turn', "'turn' or 'last'"))
     command('evaluate', evaluate_command, 'score a trained memory against the baselines', weights=(WEIGHTS, 'folder'), out=(RESULTS, 'folder for CSV files'), n=(60, 'dialogues'), split=split)
@@ -104,5 +104,4 @@ def main(
     return 0
 
 # %% ../nbs/06_main.ipynb #g011
-#| eval: false
-if __name__ == '__main__': sys.exit(main())
+if __name__ == '__main__' and '__file__' in globals(): sys.exit(main())

@@ -75,8 +75,8 @@ def train_memory(
     examples:Sequence[Example], # of the training split
     *,
     out, # folder of the run; a run that was stopped goes on from here
-    steps:int=400,
-    lr:float=2e-3, # the highest
+    steps:int=200,
+    lr:float=3e-4, # the highest
     batch_size:int=8,
     seed:int=0, # of the batches
     save_every:int=50, # steps between checkpoints

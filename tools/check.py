@@ -8,6 +8,7 @@ BIN = Path(sys.executable).parent
 NOTEBOOKS = sorted(p for p in (ROOT/'nbs').glob('*.ipynb') if not p.name.startswith('_'))
 ARCHIVE = sorted(p.parent for p in (ROOT/'archive').glob('*/settings.ini'))
 ARCHIVED = [p for folder in ARCHIVE for p in sorted((folder/'nbs').glob('*.ipynb'))]
+COMPARISON = 'archive/comparison.ipynb'
 WORKERS = 2
 # Workers that each start a thread per core wait for one another; an even share of the cores is many times as fast.
 THREADS = str(max(1, (os.cpu_count() or 1)//WORKERS))
@@ -48,7 +49,7 @@ def notebooks_are_clean() -> str:
 
 
 def outputs_are_whole() -> str:
-    for path in [*NOTEBOOKS, *ARCHIVED, *(ROOT/'archive').glob('*.ipynb')]:
+    for path in [*NOTEBOOKS, *ARCHIVED, ROOT/COMPARISON]:
         cells = [c for c in json.loads(path.read_text(encoding='utf-8'))['cells'] if c['cell_type'] == 'code']
         if any(o['output_type'] == 'error' for c in cells for o in c['outputs']): return f'{path.name} holds the output of an error: run it again from the top.'
         shown = [c for c in cells if not re.match(r'#\|\s*(hide|default_exp)', ''.join(c['source']))]
@@ -102,15 +103,15 @@ def modules_are_distinct() -> str:
     return ''
 
 
-def failed_notebooks(project: Path) -> list[str]:
-    "Run every notebook of a project, `WORKERS` at a time; nbdev skips cells flagged `slow`."
+def failed_notebooks(project: Path, *only: str) -> list[str]:
+    "Run every notebook of a project, `WORKERS` at a time, or one by its path; nbdev skips cells flagged `slow`."
     lines = []
-    with subprocess.Popen([str(BIN/'nbdev_test'), '--n_workers', str(WORKERS), '--do_print'], cwd=project, env=ENV, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen([str(BIN/'nbdev_test'), '--n_workers', str(WORKERS), '--do_print', *(('--path', *only) if only else ())], cwd=project, env=ENV, stderr=subprocess.PIPE, text=True) as process:
         for line in process.stderr:
             sys.stderr.write(line)
             lines.append(line)
     if not process.returncode: return []
-    return re.findall(r'^\t(\S+\.ipynb)$', ''.join(lines), flags=re.M) or [p.name for p in sorted((project/'nbs').glob('*.ipynb'))]
+    return re.findall(r'^\t(\S+\.ipynb)$', ''.join(lines), flags=re.M) or [*only] or [p.name for p in sorted((project/'nbs').glob('*.ipynb'))]
 
 
 def browser_sees_the_widgets() -> str:
@@ -138,9 +139,9 @@ def main() -> int:
     if 'tests' not in names or args.skip_tests:
         print(f'{len(static)} passed, 0 failed')
         return 0
-    failed = [name for project in [ROOT, *ARCHIVE] for name in failed_notebooks(project)]
+    failed = [name for project in [ROOT, *ARCHIVE] for name in failed_notebooks(project)] + failed_notebooks(ROOT, COMPARISON)
     print('tests:', f"{', '.join(failed)} failed, see the traceback above: mend the notebook, run it from the top, export." if failed else 'ok')
-    print(f'{len(NOTEBOOKS) + len(ARCHIVED) - len(failed)} passed, {len(failed)} failed')
+    print(f'{len(NOTEBOOKS) + len(ARCHIVED) + 1 - len(failed)} passed, {len(failed)} failed')
     return int(bool(failed))
 
 

@@ -77,6 +77,8 @@ class StageA:
         limits = torch.tensor([len(d.turns) for d in drawn] + list(at), device=past.mask.device)
         return prompts, answers, CompositeMemory(past.states[:, index], past.mask[index], past.turn[index]).before(limits)
 
+# %% ../nbs/04_training.ipynb #04-009b
+class StageA(StageA):
     def __call__(self,
         step:int,
         generator:torch.Generator, # decides the batch

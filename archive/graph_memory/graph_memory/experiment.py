@@ -22,7 +22,7 @@ from lyra.core import LyraError
 from lyra.drift import interval
 from lyra.persona import TEMPLATES
 from lyra_bench.dialogues import attributes, dialogues, past_ids, question_ids
-from lyra_bench.scoring import FactTurn, FullContext, NoMemory, model_logits, options, score, summarise, teacher_forced, verdict
+from lyra_bench.scoring import FactTurn, FullContext, NoMemory, model_logits, options, paired, score, summarise, teacher_forced, verdict
 from .data import UNKNOWN, Example, make_examples, prompt_ids
 from .model import GemmaWithMemory, MemoryConfig
 from .training import train_memory

@@ -9,6 +9,7 @@ __all__ = ['TINY', 'data', 'train_command', 'evaluate_command', 'sweep_command',
 import argparse, sys
 from pathlib import Path
 
+from transformers.utils.logging import disable_progress_bar
 from lyra.core import LyraError
 from .data import make_examples, write_examples
 from .experiment import RESULTS, WEIGHTS, GraphMemory, by_kind, evaluate, open_memory, sweep, trained_parameters, verdict_title
@@ -16,7 +17,9 @@ from .model import GemmaWithMemory, MemoryConfig, load_frozen
 from .training import train_memory
 
 # %% ../nbs/06_main.ipynb #g006
-def _model(args)->tuple: return load_frozen(args.model, tiny=args.tiny)
+def _model(args)->tuple:
+    disable_progress_bar()
+    return load_frozen(args.model, tiny=args.tiny)
 
 def _settings(args)->MemoryConfig:
     "Small modules for the tiny model."
@@ -63,7 +66,9 @@ def chat(args)->None:
     "Talk until the input ends."
     memory = GraphMemory(_trained(args))
     print('Every turn becomes a fact. /facts shows them, /clear forgets them, an empty line ends.')
-    while (text := input('You: ').strip()):
+    while True:
+        if sys.stdin.isatty(): print('You: ', end='', flush=True)
+        if not (text := sys.stdin.readline().strip()): return
         if text == '/clear': memory.clear()
         elif text == '/facts': print('\n'.join((memory.model.memory_graph or argparse.Namespace(texts=[])).texts) or 'none')
         else: print('Gemma:', memory.say(text, args.max_new_tokens))
@@ -105,7 +110,7 @@ def main(
             if getattr(args, name, None) in (WEIGHTS, RESULTS): setattr(args, name, TINY)
     try: args.run(args)
     except LyraError as e: print(e, file=sys.stderr); return 2
-    except (KeyboardInterrupt, EOFError): print(); return 130
+    except KeyboardInterrupt: print(); return 130
     return 0
 
 # %% ../nbs/06_main.ipynb #g011

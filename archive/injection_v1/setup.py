@@ -8,7 +8,7 @@ config.read(Path(__file__).parent/'settings.ini', encoding='utf-8')
 cfg = config['DEFAULT']
 
 setup(
-    name=cfg['lib_name'], version=cfg['version'], description=cfg['description'], author=cfg['author'],
+    name=cfg['lib_name'], version=cfg['version'], description=cfg['description'],
     license='Apache-2.0', keywords=cfg['keywords'].split(), url=cfg['git_url'], project_urls=dict(Source=cfg['git_url']),
     classifiers=['Intended Audience :: Science/Research', 'Programming Language :: Python :: 3'],
     packages=[cfg['lib_path']], package_data={cfg['lib_path']: ['weights.safetensors']}, python_requires=f">={cfg['min_python']}",

@@ -6,17 +6,14 @@
 __all__ = ['freeze', 'trainable', 'digests', 'fingerprint', 'frozen_base', 'base_hash']
 
 # %% ../nbs/01_frozen.ipynb #c002
-import hashlib
+import hashlib, json
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from types import SimpleNamespace
-
 import torch
 from torch import Tensor, nn
 from torch.nn import Parameter
 
 from lyra.core import LyraError
-from lyra.persona import weights_hash
 
 # %% ../nbs/01_frozen.ipynb #c006
 def freeze(
@@ -45,7 +42,8 @@ def digests(
 )->dict[str, str]: # name -> SHA-256 of dtype, shape and bits
     "A digest of each tensor; raises `LyraError` for a name that the model does not have."
     tensors = _named(model)
-    if (unknown := set(names or ()) - set(tensors)): raise LyraError(f'The model has no tensor {min(unknown)!r}: take names from `model.named_parameters()`.')
+    if (unknown := set(names or ()) - set(tensors)):
+        raise LyraError(f'The model has no tensor {min(unknown)!r}: take names from `model.named_parameters()`.')
     return {n: _digest(tensors[n]) for n in (tensors if names is None else sorted(set(names)))}
 
 def fingerprint(
@@ -66,10 +64,12 @@ def frozen_base(
     model:nn.Module, # the base, perhaps with new modules inside
     new=(), # what may change: a module, a dict or a list of parameters or modules
 )->Iterator[nn.Module]:
-    "Raises `LyraError` at once where the base could be trained, and `AssertionError` at the end where a bit of it has changed or a gradient has reached it."
+    "`LyraError` at once where the base could be trained; `AssertionError` in the end where a bit has changed."
     mine = {id(p) for p in _as_parameters(new)}
     base = {n: x for n, x in _named(model).items() if id(x) not in mine}
-    if (open_ := [n for n, x in base.items() if x.requires_grad]): raise LyraError(f'{open_[0]} of the base could be trained: call `freeze(model)` before new parameters are added.')
+    if (open_ := [n for n, x in base.items() if x.requires_grad]):
+        raise LyraError(f'{open_[0]} of the base could be trained: '
+                        'call `freeze(model)` before new parameters are added.')
     before = {n: _digest(x) for n, x in base.items()}
     yield model
     after = _named(model)
@@ -79,10 +79,18 @@ def frozen_base(
     assert not touched, f'{len(touched)} tensors of the base have a gradient, first {touched[0]}'
 
 # %% ../nbs/01_frozen.ipynb #c018
+def _sample_hash(parameters:Mapping[str, Tensor])->str:
+    "A digest of names, shapes, and about 4,096 numbers of each tensor as bfloat16."
+    digest = hashlib.sha256(json.dumps([(n, list(p.shape)) for n, p in parameters.items()]).encode())
+    for p in parameters.values():
+        some = p.detach().flatten()[::max(1, p.numel()//4096)].bfloat16().cpu()
+        digest.update(some.view(torch.int16).numpy().tobytes())
+    return digest.hexdigest()
+
 def base_hash(
     model:nn.Module, # a Gemma 3, perhaps with new modules inside
     new=(), # what was added to it: a module, a dict or a list of parameters or modules
 )->str: # hex digest
-    "`lyra.persona.weights_hash` of the base alone, for artefacts."
+    "A digest of the base's shapes and of a sample of every matrix, for artefacts: tells sizes and fine-tunes apart."
     mine = {id(p) for p in _as_parameters(new)}
-    return weights_hash(SimpleNamespace(named_parameters=lambda: ((n, p) for n, p in model.named_parameters() if id(p) not in mine)))
+    return _sample_hash({n: p for n, p in model.named_parameters() if id(p) not in mine})

@@ -31,8 +31,11 @@ def _turn(vector:Tensor, token_ids:Sequence[int], width:int|None)->Turn:
     "A checked copy of a turn; raises `LyraError` for an empty one, and for a vector that is none or of another width."
     ids = tuple(int(i) for i in token_ids)
     if not ids: raise LyraError('A turn needs at least one token: store it after it was held.')
-    if vector.dim() != 1 or width not in (None, len(vector)): raise LyraError(f'A turn has one vector [{width or "width"}], this one is {list(vector.shape)}: read it with `read(model, [token_ids])[0]`.')
-    if not vector.isfinite().all(): raise LyraError('The vector of a turn holds values that are not finite: read it again from the model.')
+    if vector.dim() != 1 or width not in (None, len(vector)):
+        raise LyraError(f'A turn has one vector [{width or "width"}], this one is {list(vector.shape)}: '
+                        'read it with `read(model, [token_ids])[0]`.')
+    if not vector.isfinite().all():
+        raise LyraError('The vector of a turn holds values that are not finite: read it again from the model.')
     return Turn(vector.detach().float().clone(), ids)
 
 # %% ../nbs/00_buffer.ipynb #c012
@@ -41,7 +44,8 @@ class MemoryBuffer:
     def __init__(self,
         max_turns:int|None=None, # turns held besides the pinned one; None: all
     ):
-        if max_turns is not None and max_turns < 1: raise LyraError(f'max_turns is 1 or more, or None for all turns, not {max_turns}.')
+        if max_turns is not None and max_turns < 1:
+            raise LyraError(f'max_turns is 1 or more, or None for all turns, not {max_turns}.')
         self.max_turns = max_turns
         self.clear()
 
@@ -57,12 +61,11 @@ class MemoryBuffer:
     )->None:
         "Store a turn; raises `LyraError` for one that cannot be stored, and for a second pinned one."
         turn = _turn(vector, token_ids, self.width)
-        if pin and self.pinned is not None: raise LyraError('A turn is pinned already: `clear()` the memory before another instruction is pinned.')
+        if pin and self.pinned is not None:
+            raise LyraError('A turn is pinned already: `clear()` the memory before another instruction is pinned.')
         if pin: self.pinned = turn
         else: self.turns = [*self.turns, turn][-(self.max_turns or 0):]
 
-# %% ../nbs/00_buffer.ipynb #c014
-class MemoryBuffer(MemoryBuffer):
     def __len__(self)->int: return len(self.turns)
     def __getitem__(self, i:int)->Turn: return self.turns[i]
     def __iter__(self)->Iterator[Turn]: return iter(self.turns)
@@ -99,9 +102,11 @@ class StitchingLayer(nn.Module):
         retrieved:Sequence[int]=(), # token ids of the retrieved turn
         pinned:Sequence[int]=(), # token ids of the instruction
     )->Tensor: # [1, tokens], int64
-        "The sequence that the model reads; raises `LyraError` for an empty prompt and for more tokens than the model takes."
+        "The sequence that the model reads; raises `LyraError` for an empty prompt, and for more than the model takes."
         pieces = [[i for i in map(int, piece) if i != self.bos_token_id] for piece in (pinned, retrieved, prompt)]
         if not pieces[-1]: raise LyraError('The prompt is empty: give the tokens of the current turn.')
         ids = [self.bos_token_id, *sum(pieces, [])]
-        if self.max_tokens is not None and len(ids) > self.max_tokens: raise LyraError(f'With what was retrieved the prompt has {len(ids)} tokens, the model takes {self.max_tokens}: shorten the turns.')
+        if self.max_tokens is not None and len(ids) > self.max_tokens:
+            raise LyraError(f'With what was retrieved the prompt has {len(ids)} tokens, '
+                            f'the model takes {self.max_tokens}: shorten the turns.')
         return torch.tensor([ids])

@@ -19,7 +19,7 @@ def _load(args)->tuple: # model, tokenizer
         return tiny_model()
     from transformers.utils.logging import disable_progress_bar
     from lyra.attention import Lyra
-    from lyra.model import load_tokenizer
+    from lyra.weights import load_tokenizer
     disable_progress_bar()
     print('Loading the model ...', file=sys.stderr, flush=True)
     return Lyra.from_pretrained(args.model, dtype='float32'), load_tokenizer(args.model)
@@ -28,29 +28,43 @@ def _retriever(args, model):
     "The trained projection that the arguments name."
     from lyra_bench.frozen import base_hash
     from episodic_memory.model import WEIGHTS
-    from episodic_memory.retriever import Retriever
+    from episodic_memory.retriever import load_retriever
     path = args.weights or WEIGHTS
-    if not Path(path).is_file(): raise LyraError(f"{path} does not exist: train it with `python -m episodic_memory.main train {'--tiny ' if args.tiny else ''}--weights {path}`, or name another file.")
-    return Retriever.load(path, model, base_hash(model))
+    if not Path(path).is_file():
+        tiny = '--tiny ' if args.tiny else ''
+        raise LyraError(f'{path} does not exist: train it with `python -m episodic_memory.main train {tiny}'
+                        f'--weights {path}`, or name another file.')
+    return load_retriever(path, model, base_hash(model))[0]
 
 # %% ../nbs/05_main.ipynb #c007
+def _candidates(args)->list[dict]:
+    "The settings that are tried."
+    from episodic_memory.training import CANDIDATES
+    if args.tiny: return [dict(steps=args.steps or 30, rank=4)]
+    if args.steps is None: return list(CANDIDATES)
+    return [c | dict(steps=args.steps) for c in CANDIDATES if c['steps'] == CANDIDATES[0]['steps']]
+
 def train(args)->int: # exit code
     "Read, train the candidates, keep the best."
     from lyra_bench.dialogues import dialogues
     from lyra_bench.frozen import base_hash
-    from episodic_memory.training import CANDIDATES, choose, examples, lessons
-    if args.lessons < 2 or args.tune < 1 or args.steps is not None and args.steps < 1: raise LyraError('--lessons has to be 2 or more, --tune and --steps 1 or more.')
+    from episodic_memory.retriever import save_retriever
+    from episodic_memory.training import choose, examples, lessons
+    if args.lessons < 2 or args.tune < 1 or args.steps is not None and args.steps < 1:
+        raise LyraError('--lessons has to be 2 or more, --tune and --steps 1 or more.')
     n, tune, lengths = (96, 12, (3,)) if args.tiny else (args.lessons, args.tune, (6, 24))
-    candidates = [dict(steps=args.steps or 30, rank=4)] if args.tiny else CANDIDATES if args.steps is None else [c | dict(steps=args.steps) for c in CANDIDATES if c['steps'] == CANDIDATES[0]['steps']]
     model, tokenizer = _load(args)
     taught = examples(model, tokenizer, lessons(n, seed=args.seed), args.out/'vectors')
-    asked = [examples(model, tokenizer, dialogues('train', tune, turns=t) + dialogues('tune', max(1, tune//4), turns=t), args.out/'vectors') for t in lengths]
-    best, settings, table = choose(taught, asked, args.out/'runs', candidates=candidates, seed=args.seed)
+    other = lambda t: dialogues('train', tune, turns=t) + dialogues('tune', max(1, tune//4), turns=t)
+    asked = [examples(model, tokenizer, other(t), args.out/'vectors') for t in lengths]
+    best, settings, table = choose(taught, asked, args.out/'runs', candidates=_candidates(args), seed=args.seed)
     table.to_csv(args.out/'candidates.csv', index=False)
     path = args.weights or args.out/'weights.safetensors'
-    best.save(path, base=base_hash(model), settings={k: float(v) if isinstance(v, float) else int(v) for k, v in settings.items() if k != 'seconds'} | dict(lessons=n, seed=args.seed))
+    kept = {k: float(v) if isinstance(v, float) else int(v) for k, v in settings.items() if k != 'seconds'}
+    save_retriever(best, path, base=base_hash(model), settings=kept | dict(lessons=n, seed=args.seed))
     print(table.round(3).to_string(index=False))
-    print(f"\nKept: {settings['steps']} steps at rank {settings['rank']}, {path} ({path.stat().st_size/1e3:.0f} kB). All candidates: {args.out/'candidates.csv'}")
+    print(f"\nKept: {settings['steps']} steps at rank {settings['rank']}, {path} ({path.stat().st_size/1e3:.0f} kB). "
+          f"All candidates: {args.out/'candidates.csv'}")
     return 0
 
 # %% ../nbs/05_main.ipynb #c009
@@ -58,62 +72,85 @@ def evaluate(args)->int: # exit code
     "Measure and draw."
     from episodic_memory.experiment import accuracies, evaluate, figure
     from lyra_bench.scoring import summarise
-    if args.n < 1 or not 1 <= args.scored <= args.n: raise LyraError('--n has to be 1 or more, and --scored between 1 and --n.')
+    if args.n < 1 or not 1 <= args.scored <= args.n:
+        raise LyraError('--n has to be 1 or more, and --scored between 1 and --n.')
     model, tokenizer = _load(args)
     size = dict(n=24, scored=6, turns=(3, 4)) if args.tiny else dict(n=args.n, scored=args.scored)
-    found, given = evaluate(model, tokenizer, _retriever(args, model), args.out, seed=args.seed, vectors=args.vectors, **size)
+    found, given = evaluate(model, tokenizer, _retriever(args, model), args.out,
+                            seed=args.seed, vectors=args.vectors, **size)
     figure(found, given).savefig(args.out/'figure.png', dpi=150)
-    print(f'Retrieval at 1, with 95 % intervals over attributes:\n{accuracies(found).to_string()}\n\nAnswers, nats:\n{summarise(given).to_string()}\n\nSaved in {args.out}: figure.png, retrieval.csv, answers.csv, settings.json')
+    print(f'Retrieval at 1, with 95 % intervals over attributes:\n{accuracies(found).to_string()}\n')
+    print(f'Answers, nats:\n{summarise(given).to_string()}\n')
+    print(f'Saved in {args.out}: figure.png, retrieval.csv, answers.csv, settings.json')
     return 0
 
 def chat(args)->int: # exit code
     "Converse in the terminal."
     from episodic_memory.model import EpisodicModel
-    if args.max_turns is not None and args.max_turns < 1 or args.max_new_tokens < 1: raise LyraError('--max-turns and --max-new-tokens have to be 1 or more.')
+    if args.max_turns is not None and args.max_turns < 1 or args.max_new_tokens < 1:
+        raise LyraError('--max-turns and --max-new-tokens have to be 1 or more.')
     model, tokenizer = _load(args)
-    memory = EpisodicModel(model, tokenizer, _retriever(args, model), max_turns=args.max_turns, pin_first=args.pin_first)
+    memory = EpisodicModel(model, tokenizer, _retriever(args, model),
+                           max_turns=args.max_turns, pin_first=args.pin_first)
     if sys.stdin.isatty(): print('Type a message; an empty line or Ctrl-D ends.', file=sys.stderr)
     while True:
         if sys.stdin.isatty(): print('You: ', end='', flush=True)
         if not (text := sys.stdin.readline().strip()): return 0
         try: reply = memory.say(text, args.max_new_tokens)
-        except LyraError as e: print(f'episodic_memory: {e}', file=sys.stderr); continue
+        except LyraError as e:
+            print(f'episodic_memory: {e}', file=sys.stderr)
+            continue
         print(f'Reply: {reply}')
         seen = 'nothing' if memory.retrieved is None else f'turn {memory.retrieved + 1} of those held'
-        print(f'    [read before the prompt: {seen}; {len(memory.buffer)} turns held, {memory.bytes_held:,} bytes]', file=sys.stderr, flush=True)
+        print(f'    [read before the prompt: {seen}; {len(memory.buffer)} turns held, {memory.bytes_held:,} bytes]',
+              file=sys.stderr, flush=True)
 
-# %% ../nbs/05_main.ipynb #c011
-def _common(p, run)->None:
-    "What all commands take."
-    p.add_argument('--tiny', action='store_true', help='a random model in the place of Gemma, to test the path in seconds')
-    p.add_argument('--model', metavar='PATH_OR_ID', help='a Gemma 3 text checkpoint, folder or hub id; default: Gemma 3 270M from its package')
+# %% ../nbs/05_main.ipynb #n011
+def _command(commands, name:str, run, help:str, description:str)->argparse.ArgumentParser:
+    "A command, with what all of them take."
+    p = commands.add_parser(name, help=help, description=description)
+    p.add_argument('--tiny', action='store_true',
+                   help='a random model in the place of Gemma, to test the path in seconds')
+    p.add_argument('--model', metavar='PATH_OR_ID',
+                   help='a Gemma 3 text checkpoint, folder or hub id; default: Gemma 3 270M from its package')
     p.add_argument('--seed', type=int, default=0, help='default: %(default)s')
     p.set_defaults(run=run)
+    return p
 
+def _numbers(p, **options:tuple[int, str])->None:
+    "Options with whole numbers: their default and what they are."
+    for name, (default, what) in options.items():
+        p.add_argument(f"--{name.replace('_', '-')}", type=int, default=default, help=f'{what}; default: %(default)s')
+
+def _paths(p, **options:tuple[str|None, str, str])->None:
+    "Options with paths: their default, FILE or DIR, and what they are."
+    for name, (default, kind, what) in options.items():
+        p.add_argument(f'--{name}', type=Path, default=default and Path(default), metavar=kind, help=what)
+
+# %% ../nbs/05_main.ipynb #c011
 def parser()->argparse.ArgumentParser:
     "The command line."
-    top = argparse.ArgumentParser(prog='python -m episodic_memory.main', description='Retrieve a past turn and stitch it into the prompt of a frozen Gemma 3.')
+    top = argparse.ArgumentParser(prog='python -m episodic_memory.main',
+                                  description='Retrieve a past turn and stitch it into the prompt of a frozen Gemma 3.')
     commands = top.add_subparsers(title='commands', metavar='COMMAND', required=True)
-    p = commands.add_parser('train', help='train the projection', description='Read all turns once, train the candidates on their vectors, keep the best. Goes on where it was stopped.')
+    trained = (None, 'FILE', 'a trained projection; default: that of the package')
+    p = _command(commands, 'train', train, 'train the projection', 'Read all turns once, train the candidates on '
+                 'their vectors, keep the best. Goes on where it was stopped.')
     p.add_argument('--steps', type=int, help='of training; default: several, of which the best is kept')
-    p.add_argument('--lessons', type=int, default=2500, help='dialogues to train on; default: %(default)s')
-    p.add_argument('--tune', type=int, default=120, help='dialogues to choose on; default: %(default)s')
-    p.add_argument('--out', type=Path, default=Path('out/train'), metavar='DIR', help='folder of the run; default: %(default)s')
-    p.add_argument('--weights', type=Path, metavar='FILE', help='where the projection goes; default: weights.safetensors in --out')
-    _common(p, train)
-    p = commands.add_parser('evaluate', help='measure on held-out dialogues', description='Retrieval at 1 and log-odds of the answer, with intervals. Goes on where it was stopped.')
-    p.add_argument('--n', type=int, default=240, help='dialogues for retrieval; default: %(default)s')
-    p.add_argument('--scored', type=int, default=96, help='of these, dialogues whose answers are scored; default: %(default)s')
-    p.add_argument('--out', type=Path, default=Path('out/evaluate'), metavar='DIR', help='folder of the results; default: %(default)s')
-    p.add_argument('--vectors', type=Path, metavar='DIR', help='folder of the vectors; default: vectors in --out')
-    p.add_argument('--weights', type=Path, metavar='FILE', help='a trained projection; default: that of the package')
-    _common(p, evaluate)
-    p = commands.add_parser('chat', help='converse', description='A conversation whose past turns are retrieved one at a time.')
-    p.add_argument('--weights', type=Path, metavar='FILE', help='a trained projection; default: that of the package')
+    _numbers(p, lessons=(2500, 'dialogues to train on'), tune=(120, 'dialogues to choose on'))
+    _paths(p, out=('out/train', 'DIR', 'folder of the run; default: %(default)s'),
+           weights=(None, 'FILE', 'where the projection goes; default: weights.safetensors in --out'))
+    p = _command(commands, 'evaluate', evaluate, 'measure on held-out dialogues',
+                 'Retrieval at 1 and log-odds of the answer, with intervals. Goes on where it was stopped.')
+    _numbers(p, n=(240, 'dialogues for retrieval'), scored=(96, 'of these, dialogues whose answers are scored'))
+    _paths(p, out=('out/evaluate', 'DIR', 'folder of the results; default: %(default)s'),
+           vectors=(None, 'DIR', 'folder of the vectors; default: vectors in --out'), weights=trained)
+    p = _command(commands, 'chat', chat, 'converse', 'A conversation whose past turns are retrieved one at a time.')
+    _paths(p, weights=trained)
     p.add_argument('--max-turns', type=int, help='turns held; default: all')
-    p.add_argument('--pin-first', action='store_true', help='the first turn is an instruction: always read, never retrieved')
-    p.add_argument('--max-new-tokens', type=int, default=40, help='longest reply; default: %(default)s')
-    _common(p, chat)
+    p.add_argument('--pin-first', action='store_true',
+                   help='the first turn is an instruction: always read, never retrieved')
+    _numbers(p, max_new_tokens=(40, 'longest reply'))
     return top
 
 # %% ../nbs/05_main.ipynb #c012
@@ -128,8 +165,12 @@ def main(
         if getattr(args, 'out', None) in (Path('out/train'), Path('out/evaluate')): args.out = TINY/args.out.name
         if args.run is not train and args.weights is None: args.weights = TINY/'train/weights.safetensors'
     try: return args.run(args)
-    except LyraError as e: print(f'episodic_memory: {e}', file=sys.stderr); return 2
+    except LyraError as e:
+        print(f'episodic_memory: {e}', file=sys.stderr)
+        return 2
     except BrokenPipeError: return 141
-    except KeyboardInterrupt: print('\nepisodic_memory: interrupted; the same command goes on from here.', file=sys.stderr); return 130
+    except KeyboardInterrupt:
+        print('\nepisodic_memory: interrupted; the same command goes on from here.', file=sys.stderr)
+        return 130
 
 if __name__ == '__main__' and '__file__' in globals(): sys.exit(main())

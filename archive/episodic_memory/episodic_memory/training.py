@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from lyra.core import LyraError
-from lyra.persona import TEMPLATES
+from lyra.cards import TEMPLATES
 from lyra_bench.artefact import load_trained, save_trained
 from lyra_bench.dialogues import Dialogue, past_ids
 from lyra_bench.frozen import base_hash
@@ -31,7 +31,7 @@ from .retriever import Retriever, read
 def _data()->dict: return json.loads((files('episodic_memory')/'subjects.json').read_text(encoding='utf-8'))
 
 def subjects()->list[dict]: # name, owner, kind, statements with {v}, questions, values
-    "What the lessons are about: every person with every personal fact, every thing with every fact of things, and the user."
+    "What the lessons are about: persons and things, each with every fact of its kind, and the user."
     data, out = _data(), []
     for owners, kinds in ((data['owners'], data['person']), (data['things'], data['thing'])):
         for owner in owners:
@@ -46,8 +46,9 @@ def _told(seed:int, n:int=3)->dict[str, list[tuple[str, str]]]: # name -> turns
     "The turns that tell each subject."
     out = {}
     for a in subjects():
-        rng = random.Random(f"{seed} {a['name']}")
-        out[a['name']] = [(a['statements'][i % len(a['statements'])].replace('{v}', v), rng.choice(_data()['replies'])) for i, v in enumerate(rng.sample(a['values'], n))]
+        rng, says = random.Random(f"{seed} {a['name']}"), a['statements']
+        told = enumerate(rng.sample(a['values'], n))
+        out[a['name']] = [(says[i % len(says)].replace('{v}', v), rng.choice(_data()['replies'])) for i, v in told]
     return out
 
 def _lesson(i:int, seed:int, turns:int, kinds:list[dict])->Dialogue:
@@ -85,7 +86,8 @@ def cached_read(
     "Semantic vectors, each turn read once and kept on disk; raises `LyraError` for a damaged part."
     base, unique, found = base_hash(model), sorted(set(map(tuple, sequences)), key=lambda s: (len(s), s)), {}
     for some in (unique[i:i + part] for i in range(0, len(unique), part)):
-        path = Path(folder)/f"vectors-{hashlib.sha256(json.dumps([base, some]).encode()).hexdigest()[:16]}.safetensors"
+        name = hashlib.sha256(json.dumps([base, some]).encode()).hexdigest()[:16]
+        path = Path(folder)/f'vectors-{name}.safetensors'
         if not path.exists():
             vectors = read(model, some, progress=f'reading {len(found)} to {len(found) + len(some)} of {len(unique)}')
             save_trained(path, dict(vectors=vectors), kind='episodic_vectors', base=base, settings={})
@@ -110,12 +112,17 @@ def examples(
     folder, # where the vectors are kept
 )->Examples:
     "Read dialogues, or find their vectors on disk; raises `LyraError` where the numbers of turns differ."
-    if len(sizes := {len(d.turns) for d in dialogues}) != 1: raise LyraError(f'Examples need dialogues with the same number of turns, these have {sorted(sizes)}: draw them with one `turns`.')
-    ask = lambda d: tokenizer(TEMPLATES['transcript'].user.format(text=d.question), add_special_tokens=False).input_ids
+    if len(sizes := {len(d.turns) for d in dialogues}) != 1:
+        raise LyraError(f'Examples need dialogues with the same number of turns, these have {sorted(sizes)}: '
+                        'draw them with one `turns`.')
+    user = TEMPLATES['transcript'].user
+    ask = lambda d: tokenizer(user.format(text=d.question), add_special_tokens=False).input_ids
     past = [past_ids(tokenizer, t) for d in dialogues for t in d.turns]
     vectors, names = cached_read(model, [*map(ask, dialogues), *past], folder), sorted({d.attribute for d in dialogues})
     n, turns = len(dialogues), len(dialogues[0].turns)
-    return Examples(tuple(dialogues), vectors[:n], vectors[n:].view(n, turns, -1), torch.tensor([d.answer_turn for d in dialogues]), torch.tensor([names.index(d.attribute) for d in dialogues]))
+    return Examples(tuple(dialogues), vectors[:n], vectors[n:].view(n, turns, -1),
+                    torch.tensor([d.answer_turn for d in dialogues]),
+                    torch.tensor([names.index(d.attribute) for d in dialogues]))
 
 # %% ../nbs/03_training.ipynb #c019
 def triplet_loss(
@@ -126,11 +133,13 @@ def triplet_loss(
     margin:float=.5, # of the cosine distance
 )->Tensor: # scalar
     "How far right turns are from being closer than all others by the margin, mean over both kinds of negatives."
-    query, turns, answer, subject = retriever.project(batch.questions[rows], query=True), retriever.project(batch.turns[rows]), batch.answers[rows, None], batch.subjects[rows]
+    query, turns = retriever.project(batch.questions[rows], query=True), retriever.project(batch.turns[rows])
+    answer, subject = batch.answers[rows, None], batch.subjects[rows]
     own = (query[:, None]*turns).sum(-1)                                                  # [B, turns]
     right = own.gather(1, answer)                                                         # [B, 1]
     others = query @ turns[torch.arange(len(rows)), answer[:, 0]].mT                      # [B, B]
-    wrong, foreign = torch.ones_like(own, dtype=torch.bool).scatter(1, answer, False), subject[:, None] != subject
+    wrong = torch.ones_like(own, dtype=torch.bool).scatter(1, answer, False)
+    foreign = subject[:, None] != subject
     near, far = (margin - right + own).clamp(min=0)[wrong], (margin - right + others).clamp(min=0)[foreign]
     return near.mean() + (far.mean() if len(far) else 0)
 
@@ -148,12 +157,15 @@ def fit(
     seed:int=0,
 )->tuple[Retriever, pd.DataFrame]: # log: step, loss, seconds
     "Train a projection on examples; `steps=0` gives the untrained one, with its means."
-    retriever = Retriever(taught.questions.shape[-1], rank, mean=taught.turns.mean((0, 1)), query_mean=taught.questions.mean(0), seed=seed)
+    means = dict(mean=taught.turns.mean((0, 1)), query_mean=taught.questions.mean(0))
+    retriever = Retriever(taught.questions.shape[-1], rank, **means, seed=seed)
     if steps == 0: return retriever, pd.DataFrame(columns=['step', 'loss', 'seconds'])
     def loss(step:int, generator:torch.Generator)->Tensor:
         return triplet_loss(retriever, taught, torch.randint(len(taught), (batch,), generator=generator), margin=margin)
-    digest = hashlib.sha256(json.dumps([d.id for d in taught.dialogues]).encode() + taught.questions.double().mean().numpy().tobytes()).hexdigest()[:16]
-    log = train(loss, dict(retriever.named_parameters()), steps=steps, lr=lr, out=out, seed=seed, weight_decay=weight_decay, settings=dict(rank=rank, margin=margin, batch=batch, examples=digest))
+    names = json.dumps([d.id for d in taught.dialogues]).encode()
+    digest = hashlib.sha256(names + taught.questions.double().mean().numpy().tobytes()).hexdigest()[:16]
+    log = train(loss, dict(retriever.named_parameters()), steps=steps, lr=lr, out=out, seed=seed,
+                weight_decay=weight_decay, settings=dict(rank=rank, margin=margin, batch=batch, examples=digest))
     return retriever, log
 
 # %% ../nbs/03_training.ipynb #c027
@@ -163,7 +175,8 @@ def hits(
     asked:Examples,
 )->Tensor: # [n], bool
     "For which examples the retriever finds the turn that answers."
-    return torch.tensor([retriever(q, t) == a for q, t, a in zip(asked.questions, asked.turns, asked.answers.tolist())])
+    each = zip(asked.questions, asked.turns, asked.answers.tolist())
+    return torch.tensor([retriever(q, t) == a for q, t, a in each])
 
 def accuracy(
     retriever:Retriever,
@@ -183,14 +196,18 @@ def choose(
     *,
     candidates:Sequence[Mapping]=CANDIDATES, # settings for `fit`
     seed:int=0,
-)->tuple[Retriever, dict, pd.DataFrame]: # the best, its settings, all of them; the row with 0 steps is the untrained one
+)->tuple[Retriever, dict, pd.DataFrame]: # the best, its settings, all of them; 0 steps: the untrained one
     "Train every candidate and keep the one that retrieves best on `tune`."
     rows, trained = [], []
     for c in (dict(steps=0, rank=1, margin=.5), *map(lambda c: dict(margin=.5) | dict(c), candidates)):
         retriever, log = fit(taught, Path(out)/'-'.join(f'{k}={v}' for k, v in sorted(c.items())), seed=seed, **c)
-        with torch.no_grad(): loss = sum(float(triplet_loss(retriever, t, torch.arange(len(t)))) for t in tune)/len(tune)
-        rows.append(c | dict(accuracy_lessons=accuracy(retriever, taught), accuracy_tune=sum(accuracy(retriever, t) for t in tune)/len(tune), loss_tune=loss, seconds=log.seconds.sum()))
+        with torch.no_grad():
+            loss = sum(float(triplet_loss(retriever, t, torch.arange(len(t)))) for t in tune)/len(tune)
+        found = sum(accuracy(retriever, t) for t in tune)/len(tune)
+        rows.append(c | dict(accuracy_lessons=accuracy(retriever, taught), accuracy_tune=found,
+                             loss_tune=loss, seconds=log.seconds.sum()))
         trained.append(retriever)
     table = pd.DataFrame(rows)
-    best = table[table.steps > 0].sort_values(['accuracy_tune', 'loss_tune'], ascending=[False, True], kind='stable').index[0]
+    order = dict(by=['accuracy_tune', 'loss_tune'], ascending=[False, True], kind='stable')
+    best = table[table.steps > 0].sort_values(**order).index[0]
     return trained[best], rows[best], table

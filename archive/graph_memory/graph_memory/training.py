@@ -25,7 +25,7 @@ from .model import GemmaWithMemory
 # %% ../nbs/04_training.ipynb #e006
 def question_states(model, question:str)->Tensor:
     "Pooled states [width] of a question as it is asked, up to where the reply begins."
-    states = model._states(prompt_ids(model.tokenizer, question))[1:]
+    states = model.reader.states(prompt_ids(model.tokenizer, question))[1:]
     return pool(states[None], torch.ones(1, len(states), device=states.device))[0]
 
 @torch.no_grad()
@@ -40,11 +40,12 @@ def calibrate(
     some = lambda texts: rng.sample(texts, min(n, len(texts)))
     facts = some(list(dict.fromkeys(f for e in examples for f in e.facts)))
     questions = some(list(dict.fromkeys(e.question for e in examples)))
-    pairs = [model.features(f) for f in facts]
+    states, contents = map(torch.stack, zip(*map(model.reader.features, facts)))          # [facts, width] each
+    asked = torch.stack([question_states(model, q) for q in questions])                   # [questions, width]
     ids = lambda f: [model.config.bos_token_id, *model.tokenizer(f, add_special_tokens=False).input_ids]
-    tokens = torch.cat([model._states(ids(f))[1:].float() for f in facts[:32]])           # [tokens, width]
-    model.calibration.fit(torch.stack([p[0] for p in pairs]), torch.stack([question_states(model, q) for q in questions]),
-                          torch.stack([p[1] for p in pairs]), strength=float((tokens - tokens.mean(0)).pow(2).mean().sqrt()))
+    tokens = torch.cat([model.reader.states(ids(f))[1:].float() for f in facts[:32]])     # [tokens, width]
+    strength = float((tokens - tokens.mean(0)).pow(2).mean().sqrt())
+    model.calibration.fit(states, asked, contents, strength=strength)
     return model
 
 # %% ../nbs/04_training.ipynb #e010
@@ -61,7 +62,8 @@ def answer_loss(
     batch:dict, # of `collate`
 )->Tensor: # scalar, nats per answer token
     "Cross-entropy of the answers, given the questions and the memories."
-    ids, attention, query, labels = (batch[k].to(model.device) for k in ('input_ids', 'attention_mask', 'query_mask', 'labels'))
+    names = ('input_ids', 'attention_mask', 'query_mask', 'labels')
+    ids, attention, query, labels = (batch[k].to(model.device) for k in names)
     hidden = model.hidden_states(ids, attention, query)[:, :-1]                           # [B, T - 1, width]
     target = labels[:, 1:]
     there = target != -100
@@ -89,8 +91,10 @@ def train_memory(
         batch = next(iter(loader(dataset, order, batch_size=batch_size)))
         remember(model, batch['facts'])
         return answer_loss(model, batch)
-    settings = dict(memory=asdict(model.settings), examples=[e.id for e in examples[:3]], n=len(examples), batch_size=batch_size)
-    log = train(loss, model.new_parameters(), steps=steps, lr=lr, out=Path(out), seed=seed, weight_decay=.01, save_every=save_every, settings=settings)
+    settings = dict(memory=asdict(model.settings), examples=[e.id for e in examples[:3]], n=len(examples),
+                    batch_size=batch_size)
+    log = train(loss, model.new_parameters(), steps=steps, lr=lr, out=Path(out), seed=seed, weight_decay=.01,
+                save_every=save_every, settings=settings)
     model.clear_memory()
     return log
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import pandas as pd
 import torch
-from tqdm.auto import tqdm
+from tqdm import tqdm
 from lyra.core import LyraError
 from lyra.drift import Estimate, interval
 from lyra_bench.dialogues import Dialogue, answer_ids, dialogues, past_ids
@@ -41,7 +41,8 @@ def answer_tables(
 )->dict[str, Callable]: # name -> function that computes its table
     "Every method's answers, each to be computed on its own."
     base = memory.model.base, memory.tokenizer
-    methods = dict(injection=memory, by_hand=by_hand(*base), NoMemory=NoMemory(*base), FullContext=FullContext(*base), FactTurn=FactTurn(*base))
+    methods = dict(injection=memory, by_hand=by_hand(*base), NoMemory=NoMemory(*base),
+                   FullContext=FullContext(*base), FactTurn=FactTurn(*base))
     return {f'answers_{name}': lambda name=name, m=m: score(m, ds, method=name) for name, m in methods.items()}
 
 # %% ../nbs/05_experiment.ipynb #05-009
@@ -55,13 +56,16 @@ def conversation(
     for d in tqdm(ds, unit='dialogue', desc='conversation'):
         memory.clear()
         for t in d.turns: memory.tell(*t)
-        prompts, replies = [memory.prompt(user) for user, _ in d.turns[1:]], [answer_ids(tok, f' {reply}') for _, reply in d.turns[1:]]
+        prompts = [memory.prompt(user) for user, _ in d.turns[1:]]
+        replies = [answer_ids(tok, f' {reply}') for _, reply in d.turns[1:]]
         past = [[i for t in d.turns[:k] for i in past_ids(tok, t)] for k in range(1, len(d.turns))]
+        whole = [[p[0], *before, *p[1:]] for before, p in zip(past, prompts)]
         upto = memory.memory().before(torch.arange(1, len(d.turns), device=model.base.device))
-        given = dict(injection=(prompts, upto), NoMemory=(prompts, None), FullContext=([[p[0], *before, *p[1:]] for before, p in zip(past, prompts)], None))
+        given = dict(injection=(prompts, upto), NoMemory=(prompts, None), FullContext=(whole, None))
         for method, (shown, m) in given.items():
             losses = torch.cat(token_losses(model, shown, replies, m))
-            rows.append(dict(dialogue=d.id, attribute=d.attribute, method=method, nats=float(losses.sum()), tokens=len(losses)))
+            rows.append(dict(dialogue=d.id, attribute=d.attribute, method=method,
+                             nats=float(losses.sum()), tokens=len(losses)))
     memory.clear()
     return pd.DataFrame(rows)
 
@@ -74,8 +78,9 @@ def conversation_summary(
     attribute = df.drop_duplicates('dialogue').set_index('dialogue').attribute.reindex(loss.index)
     mean = lambda x: interval(x.groupby(attribute).mean())
     total = df.groupby('method')[['nats', 'tokens']].sum()
-    return pd.DataFrame({m: dict(n=len(loss), nats=mean(loss[m]), perplexity=math.exp(total.nats[m]/total.tokens[m]),
-                                 over_NoMemory=mean(loss[m] - loss['NoMemory'])) for m in df.method.unique()}).T.rename_axis('method')
+    row = lambda m: dict(n=len(loss), nats=mean(loss[m]), perplexity=math.exp(total.nats[m]/total.tokens[m]),
+                         over_NoMemory=mean(loss[m] - loss['NoMemory']))
+    return pd.DataFrame({m: row(m) for m in df.method.unique()}).T.rename_axis('method')
 
 # %% ../nbs/05_experiment.ipynb #05-014
 @torch.no_grad()
@@ -94,7 +99,8 @@ def attention_shares(
         same = dict(dialogue=d.id, attribute=d.attribute, by_turn=1/len(d.turns), by_token=float(here.float().mean()))
         for layer, weights in record.items():
             w = weights[0, :, -1].float()                                                 # [H, S]
-            rows.append(same | dict(layer=layer, share=float((w[:, here].sum(-1)/w.sum(-1).clamp_min(1e-9)).mean()), read=float(w.sum(-1).mean())))
+            share = w[:, here].sum(-1)/w.sum(-1).clamp_min(1e-9)
+            rows.append(same | dict(layer=layer, share=float(share.mean()), read=float(w.sum(-1).mean())))
     memory.clear()
     return pd.DataFrame(rows)
 
@@ -103,8 +109,9 @@ def layer_summary(
 )->pd.DataFrame: # per layer: share, over_token, over_turn (with intervals), read
     "Each layer's share of attention on the answer's turn, and what it has over the two baselines."
     mean = lambda x, part: interval(x.groupby(part.attribute).mean())
-    return pd.DataFrame({layer: dict(share=mean(p.share, p), over_token=mean(p.share - p.by_token, p), over_turn=mean(p.share - p.by_turn, p), read=p.read.mean())
-                         for layer, p in df.groupby('layer')}).T.rename_axis('layer')
+    row = lambda p: dict(share=mean(p.share, p), over_token=mean(p.share - p.by_token, p),
+                         over_turn=mean(p.share - p.by_turn, p), read=p.read.mean())
+    return pd.DataFrame({layer: row(p) for layer, p in df.groupby('layer')}).T.rename_axis('layer')
 
 # %% ../nbs/05_experiment.ipynb #05-017
 def shares_finding(
@@ -113,7 +120,8 @@ def shares_finding(
     "What the table of layers says, in one sentence."
     above, best = sum(e.low > 0 for e in layers.over_token), max(layers.index, key=lambda i: layers['share'][i].mean)
     where = f'{above} of {len(layers)} layers look' if above != 1 else f'1 of {len(layers)} layers looks'
-    return f"{where} at the answer's turn beyond its share of tokens; most in layer {best}, {layers['share'][best].mean:.0%}"
+    most = f"{layers['share'][best].mean:.0%}"
+    return f"{where} at the answer's turn beyond its share of tokens; most in layer {best}, {most}"
 
 def draw_shares(
     df:pd.DataFrame, # as `attention_shares` gives it
@@ -122,9 +130,13 @@ def draw_shares(
     "Share of attention on the answer's turn by layer, with 95 % intervals and both baselines."
     ax, layers = ax or plt.subplots(figsize=(7, 3))[1], layer_summary(df)
     mean, low, high = ([getattr(e, k) for e in layers['share']] for k in ('mean', 'low', 'high'))
-    ax.fill_between(layers.index, low, high, alpha=.25, lw=0); ax.plot(layers.index, mean, marker='o', ms=3, label="the answer's turn")
-    for name, style, label in (('by_token', '--', 'its share of tokens'), ('by_turn', ':', 'one turn of all')): ax.axhline(df[name].mean(), color='grey', ls=style, label=label)
-    ax.set(xlabel='layer', ylabel='share of attention', ylim=(0, None), title=shares_finding(layers)); ax.title.set_fontsize(9); ax.legend(frameon=False, fontsize=8)
+    ax.fill_between(layers.index, low, high, alpha=.25, lw=0)
+    ax.plot(layers.index, mean, marker='o', ms=3, label="the answer's turn")
+    for name, style, label in (('by_token', '--', 'its share of tokens'), ('by_turn', ':', 'one turn of all')):
+        ax.axhline(df[name].mean(), color='grey', ls=style, label=label)
+    ax.set(xlabel='layer', ylabel='share of attention', ylim=(0, None))
+    ax.set_title(shares_finding(layers), fontsize=9)
+    ax.legend(frameon=False, fontsize=8)
     return ax
 
 # %% ../nbs/05_experiment.ipynb #05-020
@@ -135,7 +147,8 @@ def _about(memory:InjectionMemory, out:Path, **asked)->None:
     about = asked | dict(base=base_hash(memory.model.base), trained=trained, dtype=str(memory.model.base.dtype))
     try: held = json.loads(path.read_text(encoding='utf-8')) if path.exists() else about
     except ValueError as e: raise LyraError(f'{path} is damaged: delete {out} and measure anew.') from e
-    if (differ := sorted(k for k in about if held.get(k) != about[k])): raise LyraError(f'{out} holds a run with another {differ[0]}: delete it, or name another folder.')
+    if (differ := sorted(k for k in about if held.get(k) != about[k])):
+        raise LyraError(f'{out} holds a run with another {differ[0]}: delete it, or name another folder.')
     path.write_text(json.dumps(about, indent=1) + '\n', encoding='utf-8')
 
 def _recorded(path:Path, compute:Callable)->pd.DataFrame:
@@ -160,12 +173,14 @@ def evaluate(
     out.mkdir(parents=True, exist_ok=True)
     _about(memory, out, split=split, n=n, talks=talks, turns=turns, seed=seed)
     tables = {k: _recorded(out/f'{k}.csv', f) for k, f in answer_tables(memory, ds).items()}
-    return dict(answers=pd.concat(tables.values(), ignore_index=True), conversation=_recorded(out/'conversation.csv', lambda: conversation(memory, ds[:talks])),
+    return dict(answers=pd.concat(tables.values(), ignore_index=True),
+                conversation=_recorded(out/'conversation.csv', lambda: conversation(memory, ds[:talks])),
                 attention=_recorded(out/'attention.csv', lambda: attention_shares(memory, ds)))
 
 # %% ../nbs/05_experiment.ipynb #05-023
 def _says(what:str, e:Estimate, unit:str='')->str:
-    return f"{what}: {e.mean:+.2f} [{e.low:+.2f}, {e.high:+.2f}]{unit}" + (', not distinguishable from 0' if e.low <= 0 <= e.high else '')
+    doubt = ', not distinguishable from 0' if e.low <= 0 <= e.high else ''
+    return f'{what}: {e.mean:+.2f} [{e.low:+.2f}, {e.high:+.2f}]{unit}{doubt}'
 
 def findings(
     tables:dict[str, pd.DataFrame], # as `evaluate` gives them
@@ -189,4 +204,5 @@ def gates(
 )->pd.DataFrame: # per layer: mean and mean absolute value of 1 + g
     "How far each layer's gate is open."
     opening = [1 + layer.post_memory_layernorm.weight.detach().float() for layer in model.text.layers]
-    return pd.DataFrame(dict(kind=model.base.config.layer_types, mean=[float(o.mean()) for o in opening], size=[float(o.abs().mean()) for o in opening])).rename_axis('layer')
+    mean, size = [float(o.mean()) for o in opening], [float(o.abs().mean()) for o in opening]
+    return pd.DataFrame(dict(kind=model.base.config.layer_types, mean=mean, size=size)).rename_axis('layer')

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['Rows', 'new_rows', 'Step', 'sinkless', 'Index', 'new_buffer', 'gone_sinks', 'arrange', 'begin', 'make_mask',
-           'LyraLayer', 'follow_base', 'chosen', 'after_past', 'keep_sinks', 'set_fronts', 'as_personas', 'stacked',
-           'persona_indices', 'PolicyLayers', 'LyraCache', 'check_model', 'read_mask', 'check_positions',
-           'begin_forward', 'evict', 'buffers', 'start_turn', 'oldest_held', 'set_base', 'count_held', 'set_personas',
-           'move_rows', 'crop']
+           'LyraLayer', 'follow_base', 'chosen', 'after_past', 'keep_sinks', 'set_fronts', 'as_personas',
+           'check_policies', 'stacked', 'persona_indices', 'PolicyLayers', 'LyraCache', 'check_model', 'read_mask',
+           'check_positions', 'begin_forward', 'evict', 'buffers', 'start_turn', 'oldest_held', 'set_base',
+           'count_held', 'set_personas', 'move_rows', 'crop']
 
 # %% ../nbs/42_sliding_window.ipynb #945cbee5
 import copy
@@ -302,7 +302,7 @@ def set_fronts(layer:LyraLayer, key:Tensor, value:Tensor)->None:
     if keys: front = layer.turn(torch.cat(keys, 2), places - index.rows.base[:, None]), torch.cat(values, 2)
     for buffer, x, like in zip(layer.buffers, front, (key, value)): set_front(buffer, x.to(like.dtype))
 
-# %% ../nbs/42_sliding_window.ipynb #345e1321
+# %% ../nbs/42_sliding_window.ipynb #00c1991d
 def as_personas(
     persona:Any, # None, a `Persona`, or a list with one per row
     config:Gemma3TextConfig, # of the model that is to attend to them
@@ -312,6 +312,15 @@ def as_personas(
     if persona is not None and not personas: raise LyraError('The list of personas is empty: give one, or one per row.')
     for p in personas: p.check_config(config)
     return personas
+
+def check_policies(policies:Sequence[ContextPolicy], personas:list, prime:bool)->None:
+    "Raises `LyraError` where a layer lacks its persona, or a persona its layer."
+    wanted = any(p.persona for p in policies)
+    if wanted and not personas:
+        raise LyraError('A layer attends to a persona: pass one, persona=Persona.load(...), '
+                        'or use the policies full, window or streaming.')
+    if personas and not prime and not wanted:
+        raise LyraError('No layer would attend to the persona: use a policy with a persona segment, or prime=True.')
 
 def stacked(personas:list, layer_idx:int)->tuple[Tensor, Tensor]|None:
     "The personas' keys and values in one layer, `[R, K, P, D]`, shorter ones filled up on the left."
@@ -327,7 +336,7 @@ def persona_indices(personas:list)->Tensor: # [R, P]
     ids = torch.arange(-int(lens.max()), 0)[None]
     return ids.masked_fill(ids < -lens[:, None], NEVER)
 
-# %% ../nbs/42_sliding_window.ipynb #c790fdcd
+# %% ../nbs/42_sliding_window.ipynb #28dc657f
 class PolicyLayers(Cache):
     "What a cache holds: its layers, each with a policy, the rows that all of them share, and the personas."
     layers:list[LyraLayer] # type: ignore[assignment]
@@ -345,12 +354,9 @@ class PolicyLayers(Cache):
         super().__init__(layers=[])
         self.config = getattr(model, 'config', model)
         policies = layer_policies(self.config, policy, window_size=window_size, sinks=sinks, gain=gain)
-        self.personas, self.prime, self.watch = as_personas(persona, self.config), prime, None
-        if not self.personas and any(p.persona for p in policies):
-            raise LyraError('A layer attends to a persona: pass one, persona=Persona.load(...), '
-                            'or use the policies full, window or streaming.')
-        if self.personas and not prime and not any(p.persona for p in policies):
-            raise LyraError('No layer would attend to the persona: use a policy with a persona segment, or prime=True.')
+        self.personas, self.prime = as_personas(persona, self.config), prime
+        self.watch:Any = None # who is told of every attention; see `lyra.attention.attend`
+        check_policies(policies, self.personas, prime)
         self._open(policies)
 
     def _open(self, policies:Sequence[ContextPolicy])->None:
@@ -453,7 +459,7 @@ class LyraCache(PolicyLayers):
 
     def crop(self, tokens_to_remove:int)->None: crop(self, tokens_to_remove)
 
-# %% ../nbs/42_sliding_window.ipynb #f823602e
+# %% ../nbs/42_sliding_window.ipynb #1c61228c
 def check_model(
     cache:PolicyLayers,
     decoder:Any, # the text model
@@ -515,8 +521,8 @@ def begin_forward(
     check_model(cache, decoder)
     (B, T), rows, had = tokens.shape[:2], cache.rows, len(cache.rows.next)
     if not T:
-        raise LyraError('There are no new tokens, or `generate` has dropped them as known: give it the whole conversation, '
-                        'or the new tokens with an attention_mask of all columns.')
+        raise LyraError('There are no new tokens, or `generate` has dropped them as known: give it the whole '
+                        'conversation, or the new tokens with an attention_mask of all columns.')
     if B % had:
         if not rows.seen: raise LyraError(f'{had} personas for {B} rows: give one, or one per row.')
         raise LyraError(f'The cache holds {had} rows, the input has {B}: use a cache per batch, or call cache.reset().')

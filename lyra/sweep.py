@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Plan', 'measured', 'hold', 'gather', 'dask_executor', 'sweep']
 
-# %% ../nbs/83_sweep.ipynb #d8c421bf
+# %% ../nbs/83_sweep.ipynb #baf56ef8
 import hashlib, json, multiprocessing, os, platform, threading, time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import BrokenExecutor, Executor, ProcessPoolExecutor, as_completed
@@ -27,6 +27,7 @@ from .weights import load_tokenizer
 from .attention import Lyra
 from .policy import PRESETS, preset
 from .cards import Card, read_card
+from .persona import weights_hash
 from .chat import read_conversations
 from .drift import (COLUMNS, Session, ask, bleed, divergence, find_method, first_token, keeps_rule, neutral,
                         open_session, persona_share, shuffled_turns)
@@ -115,7 +116,7 @@ def hold(
         if spent: note(t, 'seconds', np.median(spent[-20:]))
     return rows
 
-# %% ../nbs/83_sweep.ipynb #a3579d5a
+# %% ../nbs/83_sweep.ipynb #395ecda0
 def _file(out:Path, cell:tuple[str, str, int])->Path:
     name, card, order = cell[0].replace(':', '='), Path(cell[1]), cell[2]
     return out/'cells'/f'{name}.{card.stem}.{_digest(card.read_bytes())}.{order}.json'
@@ -129,13 +130,14 @@ def _write(path:Path, text:str)->None:
         os.fsync(f.fileno())
     os.replace(part, path)
 
-def _rows(path:Path)->list[dict]: # [] where the file is missing or damaged
-    "The rows of a finished cell."
-    try: rows = json.loads(path.read_text(encoding='utf-8'))
-    except (OSError, ValueError): return []
-    return rows if isinstance(rows, list) else []
+def _read(path:Path)->dict: # 'weights', 'rows'; without rows where the file is missing or damaged
+    "A finished cell."
+    try: found = json.loads(path.read_text(encoding='utf-8'))
+    except (OSError, ValueError): found = []
+    if isinstance(found, list): found = dict(rows=found) # as it was written before weights were noted
+    return found if isinstance(found, dict) and isinstance(found.get('rows'), list) else dict(rows=[])
 
-# %% ../nbs/83_sweep.ipynb #37426c08
+# %% ../nbs/83_sweep.ipynb #d0ff41f0
 def _claim(plan:Plan, out:Path)->None:
     "Make the folder a plan's own; raises `LyraError` where it holds another plan's results."
     versions = {m.__name__: m.__version__ for m in (torch, transformers, scipy, pd)}
@@ -151,7 +153,7 @@ def _claim(plan:Plan, out:Path)->None:
 def gather(plan:Plan, out)->pd.DataFrame: # tidy, see `lyra.drift.COLUMNS`
     "All finished cells of a plan as one tidy table."
     rows = [dict(method=m, persona=Path(p).stem, order=o) | row
-            for m, p, o in plan.cells() for row in _rows(_file(Path(out), (m, p, o)))]
+            for m, p, o in plan.cells() for row in _read(_file(Path(out), (m, p, o)))['rows']]
     return pd.DataFrame(rows, columns=COLUMNS)
 
 # %% ../nbs/83_sweep.ipynb #087e57ee
@@ -198,13 +200,20 @@ def _check(plan:Plan)->None:
     for name in (*plan.methods, *plan.references): find_method(name)
     shuffled_turns(read_conversations(plan.conversations), 1, 0)
 
-# %% ../nbs/83_sweep.ipynb #2779b261
-def _finished(plan:Plan, cells:list, executor:Executor|None)->Iterator[tuple[tuple, list[dict]]]: # cell, its rows
+# %% ../nbs/83_sweep.ipynb #1667bb30
+@lru_cache(maxsize=1)
+def _weights(model:str|None)->str: return weights_hash(_loaded(model)[1])
+
+def _held(plan:Plan, cell:tuple[str, str, int])->dict: # as `_read` reads it
+    "Hold a cell, with the model that the plan names."
+    return dict(weights=_weights(plan.model), rows=hold(plan, cell))
+
+def _finished(plan:Plan, cells:list, executor:Executor|None)->Iterator[tuple[tuple, dict]]: # cell, as `_held` gives it
     "Hold the cells, in any order."
     if executor is None:
-        for cell in cells: yield cell, hold(plan, cell)
+        for cell in cells: yield cell, _held(plan, cell)
         return
-    jobs = {executor.submit(hold, plan, cell): cell for cell in cells}
+    jobs = {executor.submit(_held, plan, cell): cell for cell in cells}
     try:
         for job in as_completed(jobs): yield jobs[job], job.result()
     except BrokenExecutor as e:
@@ -223,12 +232,16 @@ def sweep(
     _check(plan)
     _claim(plan, out := Path(out))
     cells = plan.cells()
-    missing = [cell for cell in cells if not _rows(_file(out, cell))]
+    read = {cell: _read(_file(out, cell)) for cell in cells}
+    missing = [cell for cell in cells if not read[cell]['rows']]
+    weights = {x['weights'] for x in read.values() if isinstance(x.get('weights'), str)}
     own = _pool(workers) if missing and workers > 1 and executor is None else None
     try:
         with tqdm(total=len(cells), initial=len(cells) - len(missing), unit='cell', smoothing=0) as bar:
-            for cell, rows in _finished(plan, missing, executor or own):
-                _write(_file(out, cell), json.dumps(rows))
+            for cell, held in _finished(plan, missing, executor or own):
+                if len(weights := weights | {held['weights']}) > 1:
+                    raise LyraError(f'{out} holds cells of other weights: name another folder, or delete this one.')
+                _write(_file(out, cell), json.dumps(held))
                 bar.update()
     finally:
         if own is not None: own.shutdown(wait=True, cancel_futures=True)

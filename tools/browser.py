@@ -155,9 +155,10 @@ def run(folder: Path, browser_path: str) -> None:
             page.get_by_role('menuitem', name='Run All Cells', exact=True).click()
             outputs = page.locator('.jp-OutputArea-output')
             fault = outputs.filter(has_text='Traceback (most recent call last)').first
-            outputs.get_by_text(DONE, exact=True).or_(fault).first.wait_for(timeout=600_000)
-            assert not fault.count(), fault.inner_text()[-1500:]
-            try: drive(page, folder)
+            try:
+                outputs.get_by_text(DONE, exact=True).or_(fault).first.wait_for(timeout=600_000)
+                assert not fault.count(), fault.inner_text()[-1500:]
+                drive(page, folder)
             except Exception:
                 page.screenshot(path=SHOTS/'failure.png')
                 raise

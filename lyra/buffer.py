@@ -64,25 +64,30 @@ def alike(a:Tensor, b:Tensor)->bool:
     "Whether two tensors have the same rows, dtype and device."
     return (a.shape[0], a.dtype, a.device) == (b.shape[0], b.dtype, b.device)
 
-# %% ../nbs/41_buffer.ipynb #97f1c07a
+# %% ../nbs/41_buffer.ipynb #205443e0
 class Buffer(Memory):
     "Slots that are appended in place, dropped from the front, and seen in one piece with what never leaves."
     def __init__(self, room:int, *, dim:int=-2, reserve:int=0):
         super().__init__(room, dim=dim, reserve=reserve)
         self.front = torch.empty(0)
-        self.placed:tuple|None = None # memory and start before which the front stands
+        self.placed:int|None = None # the start before which the front stands
 
     @property
     def nbytes(self)->int:
         "Bytes of memory."
         return self.data.nbytes + self.front.nbytes
 
+    def lay(self, x:Tensor, slots:int)->None:
+        "As `Memory.lay`; the front is no longer in place."
+        super().lay(x, slots)
+        self.placed = None
+
     def view(self)->Tensor:
         "Front and window as one piece, without a copy."
         F = self.front.shape[self.dim] if self.front.numel() else 0
-        if F and self.placed != (self.data.data_ptr(), self.start):
+        if F and self.placed != self.start:
             self.data.narrow(self.dim, self.start - F, F).copy_(self.front)
-            self.placed = self.data.data_ptr(), self.start
+            self.placed = self.start
         return self.data.narrow(self.dim, self.start - F, F + len(self))
 
     def append(self,

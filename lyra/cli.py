@@ -134,7 +134,7 @@ def turns_left(
     "The turns behind those that a session has heard; all of them where it has heard others."
     return list(turns[len(heard):] if list(turns[:len(heard)]) == list(heard) else turns)
 
-# %% ../nbs/91_cli.ipynb #312f6dec
+# %% ../nbs/91_cli.ipynb #158b385a
 def _turn(session, text:str, is_typed:bool, **sampling)->None:
     "One turn, printed as it comes; an error in a typed one is told, and the conversation goes on."
     start = time.perf_counter()
@@ -155,7 +155,8 @@ def chat(args)->int: # exit code
           temperature=dict(least=0), max_new_tokens=COUNT)
     if args.turns is not None and args.input is None:
         raise LyraError('--turns cuts the turns of --input: name a file with it, or leave it out.')
-    source = _check_resume(args) if args.resume else _check_new(args)
+    source = None if args.resume else _check_new(args)
+    if args.resume: _check_resume(args)
     from lyra.chat import read_conversations
     turns = [t for c in read_conversations(args.input) for t in c.turns][:args.turns] if args.input else None
     tokenizer, model = _load(args)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LyraTextModel', 'LyraBase']
 
-# %% ../nbs/11_strip_lyra.ipynb #616f5c47
+# %% ../nbs/11_strip_lyra.ipynb #cb420737
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from transformers import Gemma3ForCausalLM, Gemma3PreTrainedModel, Gemma3TextCon
 from transformers.models.gemma3.modeling_gemma3 import Gemma3DecoderLayer, Gemma3TextModel
 
 from .core import LyraError
-from .weights import find_checkpoint
+from .weights import default_checkpoint, find_checkpoint, load_tokenizer # to be had from here, too
 
 # %% ../nbs/11_strip_lyra.ipynb #296f71e7
 class LyraTextModel(Gemma3TextModel):

@@ -6,7 +6,7 @@
 __all__ = ['FORMAT', 'AGAIN', 'decoder_of', 'weights_hash', 'Persona', 'check_config', 'check', 'record', 'acknowledge',
            'exchanges_of', 'build', 'save', 'load', 'join']
 
-# %% ../nbs/51_persona.ipynb #f6ebbb37
+# %% ../nbs/51_persona.ipynb #59bc13fc
 import hashlib, json, os, tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -23,7 +23,7 @@ from transformers.cache_utils import Cache, DynamicLayer
 
 from .core import LyraError, signature
 from .attention import rotations
-from .cards import Card, Template, as_card, find_template, is_text, write
+from .cards import Card, Template, as_card, find_template, is_text, read_card, write
 
 # %% ../nbs/51_persona.ipynb #57e506b8
 def decoder_of(
@@ -189,14 +189,15 @@ def acknowledge(
     if not reply.strip(): raise LyraError('The model wrote no acknowledgement: give one with `acknowledgement=...`.')
     return reply.strip()
 
-# %% ../nbs/51_persona.ipynb #34ef6d1d
+# %% ../nbs/51_persona.ipynb #6945cb01
 def exchanges_of(
     model:Any, tokenizer:Any,
-    source:Any, # a `Card`, a mapping in the seed format, an instruction, or example exchanges [(user, reply), ...]
+    source:Any, # a card, its JSON or its file's `Path`; an instruction; or example exchanges [(user, reply), ...]
     acknowledgement:str|None, # the reply to an instruction; None: the card's, else the model writes one
     template:Template,
 )->Sequence[tuple[str, str]]:
     "A persona's source as exchanges; raises `LyraError` where it is empty or malformed."
+    if isinstance(source, Path): source = read_card(source)
     if isinstance(source, str): source = as_card(dict(question_id=0, category='persona', turns=[source]))
     if isinstance(source, Mapping): source = as_card(source)
     if isinstance(source, Card):
@@ -217,6 +218,9 @@ def build(
     "Compute a persona; raises `LyraError` where the source is empty or malformed, or the model cannot be recorded."
     config, style = decoder_of(model).config, find_template(template)
     text = write(exchanges_of(model, tokenizer, source, acknowledgement, style), style)
+    try: text.encode('utf-8')
+    except UnicodeEncodeError as e:
+        raise LyraError("The persona's text holds half of a character (a lone surrogate): remove it.") from e
     ids = (tokenizer.bos_token_id, *tokenizer(text, add_special_tokens=False).input_ids)
     if len(ids) > config.max_position_embeddings:
         raise LyraError(f'The persona has {len(ids)} tokens, the model takes {config.max_position_embeddings}: '

@@ -47,7 +47,8 @@ class Server:
         command = [sys.executable, '-m', 'jupyterlab', '--no-browser', '--allow-root', '--ServerApp.ip=127.0.0.1',
                    f'--ServerApp.port={port}', '--ServerApp.port_retries=0', f'--ServerApp.root_dir={folder}',
                    f'--IdentityProvider.token={self.token}', '--LabApp.extension_manager=readonly']
-        env = os.environ | places | {'PYTHONPATH': str(ROOT), 'HF_HUB_OFFLINE': '1', 'TRANSFORMERS_VERBOSITY': 'error'}
+        env = os.environ | places | {'PYTHONPATH': str(ROOT), 'HF_HUB_OFFLINE': '1', 'TRANSFORMERS_VERBOSITY': 'error',
+                                     'PYTHONFAULTHANDLER': '1'}
         env.pop('LYRA_STATIC', None)
         self.process = subprocess.Popen(command, env=env, stdout=self.log, stderr=self.log, start_new_session=True)
         for _ in range(120):
@@ -154,10 +155,11 @@ def run(folder: Path, browser_path: str) -> None:
             page.get_by_role('menuitem', name='Run', exact=True).click()
             page.get_by_role('menuitem', name='Run All Cells', exact=True).click()
             outputs = page.locator('.jp-OutputArea-output')
-            fault = outputs.filter(has_text='Traceback (most recent call last)').first
+            trace = outputs.filter(has_text='Traceback (most recent call last)')
+            fault = trace.or_(page.locator('.jp-Dialog'))                          # a dialog says that the kernel died
             try:
                 outputs.get_by_text(DONE, exact=True).or_(fault).first.wait_for(timeout=600_000)
-                assert not fault.count(), fault.inner_text()[-1500:]
+                assert not fault.count(), fault.first.inner_text()[-1500:]
                 drive(page, folder)
             except Exception:
                 page.screenshot(path=SHOTS/'failure.png')

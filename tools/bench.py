@@ -3,9 +3,10 @@
     python tools/bench.py [--beside CHECKOUT]
 
 One process loads the default weights once for each, and they take turns, token by token, so that a busy machine slows
-all of them alike; medians count, and what matters is the ratio. Peak memory is measured in a process of its own each.
+all of them alike; medians count, and what matters is the ratio. Peak memory is measured in a process of its own each
+(on Linux).
 """
-import argparse, gc, importlib, resource, subprocess, sys, time
+import argparse, gc, importlib, re, subprocess, sys, time
 from pathlib import Path
 
 import torch
@@ -84,7 +85,8 @@ def peak(name: str, checkout: str, n: int) -> None:
     gc.collect()
     prefill([side], 3, 1)
     prefill([side], n, 1)
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/1024)
+    # Not ru_maxrss: a child inherits that from the process that started it, which may have been larger.
+    print(int(re.search(r'VmHWM:\s*(\d+) kB', Path('/proc/self/status').read_text())[1])/1024)
 
 
 def line(what: str, found: dict[str, float], unit: str, digits: int) -> str:

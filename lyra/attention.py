@@ -6,8 +6,9 @@
 __all__ = ['rotate_half', 'rotate', 'Rotation', 'rotations', 'repeat_heads', 'eager_attention', 'attend', 'LyraAttention',
            'copy_attention', 'LyraHead', 'LyraDecoder', 'Lyra']
 
-# %% ../nbs/30_attention.ipynb #4d8778a9
+# %% ../nbs/30_attention.ipynb #551ef6b0
 import math
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -131,7 +132,7 @@ def attend(
     interface = ALL_ATTENTION_FUNCTIONS.get_interface(module.config._attn_implementation, eager_attention)
     return interface(module, query, key, value, attention_mask, **kwargs)
 
-# %% ../nbs/30_attention.ipynb #2f7950e6
+# %% ../nbs/30_attention.ipynb #b2698671
 class LyraAttention(nn.Module):
     "Gemma 3's attention, owned: grouped queries, query and key norms, RoPE, any attention interface of transformers."
     def __init__(self,
@@ -150,12 +151,12 @@ class LyraAttention(nn.Module):
         self.o_proj = nn.Linear(H*D, config.hidden_size, bias=config.attention_bias)
         self.q_norm, self.k_norm = (Gemma3RMSNorm(dim=D, eps=config.rms_norm_eps) for _ in range(2))
 
-    @property
+    @cached_property
     def scaling(self)->float:
         "The factor of the dot products."
         return self.config.query_pre_attn_scalar**-0.5
 
-    @property
+    @cached_property
     def sliding_window(self)->int|None:
         "The window of a sliding layer, tokens; None in a global one."
         return self.config.sliding_window if self.layer_type == 'sliding_attention' else None

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-# %% ../nbs/41_buffer.ipynb #17b83c9d
+# %% ../nbs/41_buffer.ipynb #ed990c8f
 class Memory:
     "Slots along one dimension of a tensor, in one block: the window, which are slots `start` to `end` of `data`."
     def __init__(self,
@@ -22,14 +22,10 @@ class Memory:
     ):
         self.room, self.dim, self.reserve = room, dim, reserve
         self.data = torch.empty(0)
+        self.slots = 0 # that there are for the window; none before memory is allocated
         self.start = self.end = reserve
 
     def __len__(self)->int: return self.end - self.start
-
-    @property
-    def slots(self)->int:
-        "Slots that there are for the window; 0 before memory is allocated."
-        return self.data.shape[self.dim] - self.reserve if self.data.numel() else 0
 
     @property
     def window(self)->Tensor:
@@ -46,6 +42,7 @@ class Memory:
         shape = [*x.shape]
         shape[self.dim] = self.reserve + slots
         if [*self.data.shape] != shape or not alike(self.data, x): self.data = x.new_empty(shape)
+        self.slots = slots
         self.start, self.end = self.reserve, self.reserve + x.shape[self.dim]
         self.window.copy_(x)
 
@@ -64,12 +61,12 @@ def alike(a:Tensor, b:Tensor)->bool:
     "Whether two tensors have the same rows, dtype and device."
     return (a.shape[0], a.dtype, a.device) == (b.shape[0], b.dtype, b.device)
 
-# %% ../nbs/41_buffer.ipynb #205443e0
+# %% ../nbs/41_buffer.ipynb #48319a58
 class Buffer(Memory):
     "Slots that are appended in place, dropped from the front, and seen in one piece with what never leaves."
     def __init__(self, room:int, *, dim:int=-2, reserve:int=0):
         super().__init__(room, dim=dim, reserve=reserve)
-        self.front = torch.empty(0)
+        self.front, self.before = torch.empty(0), 0 # and its slots
         self.placed:int|None = None # the start before which the front stands
 
     @property
@@ -84,11 +81,11 @@ class Buffer(Memory):
 
     def view(self)->Tensor:
         "Front and window as one piece, without a copy."
-        F = self.front.shape[self.dim] if self.front.numel() else 0
-        if F and self.placed != self.start:
-            self.data.narrow(self.dim, self.start - F, F).copy_(self.front)
-            self.placed = self.start
-        return self.data.narrow(self.dim, self.start - F, F + len(self))
+        F, start = self.before, self.start
+        if F and self.placed != start:
+            self.data.narrow(self.dim, start - F, F).copy_(self.front)
+            self.placed = start
+        return self.data.narrow(self.dim, start - F, F + self.end - start)
 
     def append(self,
         x:Tensor, # n slots
@@ -97,12 +94,13 @@ class Buffer(Memory):
         "Write slots at the end; where they do not fit, keep the last ones."
         n = x.shape[self.dim]
         if self.data.is_inference() and not torch.is_inference_mode_enabled(): self.data = self.data.clone()
-        if not len(self) and not (self.slots and alike(self.data, x)): self.lay(x.narrow(self.dim, 0, 0), self.room)
+        if self.end == self.start and not (self.slots and alike(self.data, x)):
+            self.lay(x.narrow(self.dim, 0, 0), self.room)
         fits = self.make_room(n, grow=keep is None)
         copied = not fits or x.requires_grad and torch.is_grad_enabled()
         shown = torch.cat((self.view(), x), self.dim) if copied else x
         if fits:
-            self.data.narrow(self.dim, self.end, n).copy_(x.detach())
+            self.data.narrow(self.dim, self.end, n).copy_(x.detach() if copied else x)
             self.end += n
         elif keep is not None:
             last = shown.narrow(self.dim, shown.shape[self.dim] - keep, keep)
@@ -117,20 +115,21 @@ class Buffer(Memory):
         "Forget the last n slots."
         self.end -= n
 
-# %% ../nbs/41_buffer.ipynb #c24a1f80
+# %% ../nbs/41_buffer.ipynb #9e47c33b
 def set_front(
     buffer:Buffer,
     front:Tensor, # what stands before the window from now on
 )->None:
     "Exchange a buffer's front; memory is laid anew where it needs more than its reserve."
-    buffer.front, buffer.placed = front, None
     F = front.shape[buffer.dim]
+    buffer.front, buffer.before, buffer.placed = front, F, None
     if F <= buffer.reserve: return
     held, slots = (buffer.window.clone() if buffer.slots else None), buffer.slots
     buffer.reserve = buffer.start = buffer.end = F
+    buffer.slots = 0
     if held is not None: buffer.lay(held, slots)
 
-# %% ../nbs/41_buffer.ipynb #e12286c5
+# %% ../nbs/41_buffer.ipynb #cebf11dd
 @torch.no_grad()
 @torch.inference_mode(False)
 def change(
@@ -141,7 +140,7 @@ def change(
 )->None:
     "Apply a function to a buffer's memory, and to its front."
     if buffer.slots: buffer.data = f(buffer.data)
-    if front and buffer.front.numel(): buffer.front = f(buffer.front)
+    if front and buffer.before: buffer.front = f(buffer.front)
     buffer.placed = None
 
 def trim(buffer:Buffer)->None:

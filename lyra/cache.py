@@ -51,7 +51,7 @@ def new_rows(
     zeros = torch.zeros(max(1, len(lens)), dtype=torch.long)
     return Rows(zeros, zeros, torch.arange(len(zeros)), -torch.tensor([*lens]) if lens and prime else zeros, zeros)
 
-# %% ../nbs/42_sliding_window.ipynb #4405add5
+# %% ../nbs/42_sliding_window.ipynb #ae3824cb
 @dataclass(frozen=True)
 class Step:
     "What a forward pass does to the slots of every layer of one policy."
@@ -93,7 +93,7 @@ class Index:
     @property
     def front(self)->Tensor:
         "[B, F] the same of what stands before the window: the persona, then sinks."
-        return self.slots.front if self.slots.front.numel() else self.persona.new_zeros(len(self.rows.next), 0)
+        return self.slots.front if self.slots.before else self.persona.new_zeros(len(self.rows.next), 0)
 
     @property
     def places(self)->Tensor:
@@ -111,8 +111,9 @@ class Index:
     def unseen(self, q:Tensor, k:Tensor)->int:
         "How many of the first keys [B, S] no query [B, 1] sees, sinks aside; W - 1 columns stay."
         if self.policy.window is None: return 0
-        leading = int((~self.sees(q, k, sinks=False).any(0)).long().cumprod(0).sum())
-        return min(leading, max(0, k.shape[1] - self.policy.window + 1))
+        most = k.shape[1] - self.policy.window + 1
+        if most <= 0: return 0
+        return int((~self.sees(q, k[:, :most], sinks=False).any(0)).long().cumprod(0).sum())
 
 # %% ../nbs/42_sliding_window.ipynb #0ca98d1a
 def new_buffer(
@@ -194,7 +195,7 @@ def make_mask(
     weighed = (k < 0) & (k >= policy.gain_from - lens)
     return (bias + log(policy.gain)*weighed)[:, None]
 
-# %% ../nbs/42_sliding_window.ipynb #df95a750
+# %% ../nbs/42_sliding_window.ipynb #ccabfa42
 class LyraLayer(CacheLayerMixin):
     "Keys and values `[B, K, slots, D]` of one layer, in step with the `Index` of its policy."
     is_croppable = True
@@ -241,20 +242,21 @@ class LyraLayer(CacheLayerMixin):
         *args:Any, **kwargs:Any
     )->tuple[Tensor, Tensor]: # [B, K, S, D]: front, window and new tokens; valid until the next update
         "Take T new tokens in, and return what their queries may attend to."
-        index, new = self.index, (key_states, value_states)
+        index, step, new, (keys, values) = self.index, self.index.step, (key_states, value_states), self.buffers
+        has_moved = self.version != index.version
         if index.queries.shape[1] != key_states.shape[2]: self.get_mask_sizes(0)
-        follow_base(self)
-        if index.step.past: new = after_past(self, *new)
-        keep_sinks(self, *new)
-        for b in self.buffers: b.drop(index.step.drop)
-        set_fronts(self, *new)
-        if index.policy.is_blind: return self.buffers[0].front, self.buffers[1].front
-        return self.buffers[0].append(new[0], index.step.keep), self.buffers[1].append(new[1], index.step.keep)
+        if has_moved: follow_base(self)
+        if step.past: new = after_past(self, *new)
+        if index.policy.sinks: keep_sinks(self, *new)
+        for b in self.buffers if step.drop else (): b.drop(step.drop)
+        if has_moved: set_fronts(self, *new)
+        if index.policy.is_blind: return keys.front, values.front
+        return keys.append(new[0], step.keep), values.append(new[1], step.keep)
 
-# %% ../nbs/42_sliding_window.ipynb #42cfd939
+# %% ../nbs/42_sliding_window.ipynb #f3051470
 def follow_base(layer:LyraLayer)->None:
     "Turn what is held by what re-basing has taken off the positions since."
-    if layer.base is layer.index.rows.base or torch.equal(layer.base, layer.index.rows.base): return
+    if torch.equal(layer.base, layer.index.rows.base): return
     by, layer.base = layer.base - layer.index.rows.base, layer.index.rows.base
     change(layer.buffers[0], lambda keys: layer.turn.shift(keys, by), front=False)
 
@@ -292,13 +294,12 @@ def keep_sinks(layer:LyraLayer, key:Tensor, value:Tensor)->None:
 def set_fronts(layer:LyraLayer, key:Tensor, value:Tensor)->None:
     "Stand persona and sinks at the places that the index gives them."
     index = layer.index
-    if layer.version == index.version: return
     layer.version, places = index.version, index.places
     n = places.shape[1] - index.persona.shape[1]*index.policy.persona
     keys, values = ([x[:, :, :n]] if n else [] for x in layer.sinks)
     if index.policy.persona and layer.persona is not None:
         for parts, x in zip((keys, values), chosen(layer, key)): parts.insert(0, x.to(parts[0].dtype) if parts else x)
-    front = key[:, :, :0], value[:, :, :0]
+    front = key[:, :, :0].clone(), value[:, :, :0].clone()                      # a view would keep all of its tokens
     if keys: front = layer.turn(torch.cat(keys, 2), places - index.rows.base[:, None]), torch.cat(values, 2)
     for buffer, x, like in zip(layer.buffers, front, (key, value)): set_front(buffer, x.to(like.dtype))
 
@@ -413,7 +414,7 @@ class PolicyLayers(Cache):
         "Forget the conversation, keep the persona."
         self._open(self.policies)
 
-# %% ../nbs/42_sliding_window.ipynb #75a2d953
+# %% ../nbs/42_sliding_window.ipynb #4e930e82
 class LyraCache(PolicyLayers):
     "Main and persona KV cache: a `ContextPolicy` per layer, true positions, bounded memory. Gradients stop at a turn."
     def begin_turn(self)->None:
@@ -429,15 +430,22 @@ class LyraCache(PolicyLayers):
         "The layers have taken the new tokens in."
         self.is_busy = False
 
+    def update(self,
+        key_states:Tensor, value_states:Tensor, # [B, K, T, D]
+        layer_idx:int,
+        *args:Any, **kwargs:Any
+    )->tuple[Tensor, Tensor]: # [B, K, S, D]
+        "As `LyraLayer.update`, of one layer."
+        return self.layers[layer_idx].update(key_states, value_states)
+
     def attention_mask(self,
         module:Any, # the attention module that asks, after its update
         query:Tensor, # [B, H, T, D]
         key:Tensor, # [B, K, S, D], as the update returned it
     )->Tensor|None: # as the attention implementation wants it, or None where it needs none
         "The mask of one layer; layers with one policy share it."
-        index, attn = self.layers[module.layer_idx].index, module.config._attn_implementation
-        kind = query.shape[-2], attn, query.dtype, query.device
-        if kind not in index.masks: index.masks[kind] = make_mask(index, query, attn)
+        index, kind = self.layers[module.layer_idx].index, (query.shape[-2], query.dtype, query.device)
+        if kind not in index.masks: index.masks[kind] = make_mask(index, query, module.config._attn_implementation)
         return index.masks[kind]
 
     def rebase(self, offset:int|None=None)->int:
@@ -467,7 +475,7 @@ class LyraCache(PolicyLayers):
 
     def crop(self, tokens_to_remove:int)->None: crop(self, tokens_to_remove)
 
-# %% ../nbs/42_sliding_window.ipynb #4606e733
+# %% ../nbs/42_sliding_window.ipynb #7756f85a
 def check_model(
     cache:PolicyLayers,
     decoder:Any, # the text model
@@ -552,11 +560,12 @@ def begin_forward(
         turns = rotations(decoder.rotary_emb)
         for layer, kind in zip(cache.layers, decoder.config.layer_types): layer.turn = turns[kind]
     cache.is_busy = True
-    where = torch.arange(T) + rows.seen if position_ids is None else position_ids
-    first = where.cpu().expand(B, T).gather(1, real.long().argmax(1, keepdim=True))[:, 0]
-    set_base(cache, torch.where((rows.next == 0) & real.any(1), -first, rows.base))
-    for index in cache.indexes:
-        begin(index, new.masked_fill(~real, NEVER), is_turn=cache.is_turn, is_first=rows.seen == 0)
+    if (rows.next == 0).any():                                                            # of a row's first token
+        where = torch.arange(T) + rows.seen if position_ids is None else position_ids
+        first = where.cpu().expand(B, T).gather(1, real.long().argmax(1, keepdim=True))[:, 0]
+        set_base(cache, torch.where((rows.next == 0) & real.any(1), -first, rows.base))
+    tokens_at = new.masked_fill(~real, NEVER)
+    for index in cache.indexes: begin(index, tokens_at, is_turn=cache.is_turn, is_first=rows.seen == 0)
     cache.is_turn, rows.seen, rows.next = False, rows.seen + T, rows.next + real.sum(1)
     return (new - rows.base[:, None]).masked_fill(~real, 0).to(tokens.device)
 

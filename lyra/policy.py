@@ -43,7 +43,7 @@ class ContextPolicy:
         "Whether a query sees nothing of the conversation, not even itself."
         return self.window == 0 and not self.turn
 
-# %% ../nbs/40_policy.ipynb #d13aac67
+# %% ../nbs/40_policy.ipynb #717d582f
 NEVER = 2**40 # index of a slot that nobody may see
 
 def visible(
@@ -56,7 +56,8 @@ def visible(
     "Whether the query at index q may see the key at index k: the one rule of masks, eviction and pictures."
     see = k <= q
     if policy.window is not None:
-        kept = (q - k < policy.window) | (k >= first) & (k < first + policy.sinks)
+        kept = q - k < policy.window
+        if policy.sinks: kept = kept | (k >= first) & (k < first + policy.sinks)
         see = see & (kept | (k >= turn_start) if policy.turn else kept)
     return see | (k < 0) if policy.persona else see
 

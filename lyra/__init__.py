@@ -1,12 +1,12 @@
-"A persistent persona for Gemma 3, at inference time, with frozen weights; see README.md."
+"A persistent persona for any decoder, at inference time, with frozen weights; see README.md."
 from importlib import import_module
 
 __version__ = "0.2.0"
 
 _home = dict(
     ChatSession='chat', ContextPolicy='policy', Lyra='attention', LyraAttention='attention', LyraCache='cache',
-    LyraError='core', Persona='persona', Recorder='trace', Trace='trace', explore='widgets', live='widgets',
-    load_tokenizer='weights')
+    LyraError='core', Persona='persona', Recorder='trace', Trace='trace', attach='decoders', detach='decoders',
+    explore='widgets', live='widgets', load='decoders', load_tokenizer='weights', verify='exact')
 __all__ = list(_home)
 
 

@@ -9,23 +9,24 @@ __all__ = ['GONE', 'Rows', 'new_rows', 'Step', 'sinkless', 'Index', 'new_buffer'
            'check_positions', 'begin_forward', 'evict', 'buffers', 'start_turn', 'oldest_held', 'set_base',
            'count_held', 'set_personas', 'take_rows', 'before', 'crop']
 
-# %% ../nbs/42_sliding_window.ipynb #945cbee5
+# %% ../nbs/42_sliding_window.ipynb #0a9e38a7
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from math import log
 from typing import Any
+from weakref import ref
 
 import torch
 from torch import Tensor, nn
-from transformers import Gemma3TextConfig
-from transformers.cache_utils import Cache, CacheLayerMixin
+from transformers import PreTrainedConfig
+from transformers.cache_utils import Cache, CacheLayerMixin, DummyLayer
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
-from .core import LyraError, number, signature
-from .attention import Rotation, rotations
-from .policy import NEVER, ContextPolicy, layer_policies, visible
+from .core import LyraError, differing, number, signature
+from .attention import ACTIVE, Rotation
+from .policy import NEVER, ContextPolicy, layer_policies, layer_types, visible
 from .buffer import Buffer, change, set_front, trim
 
 # %% ../nbs/42_sliding_window.ipynb #15cfc8b5
@@ -172,7 +173,7 @@ def begin(
     index.step, index.queries, index.masks = Step(past, drop, keep), new, {}
     index.shown = index.front if policy.is_blind else slots.append(chunk, keep)
 
-# %% ../nbs/42_sliding_window.ipynb #4f085e1a
+# %% ../nbs/42_sliding_window.ipynb #4604c6d1
 def make_mask(
     index:Index,
     query:Tensor, # [B, H, T, D]
@@ -180,22 +181,23 @@ def make_mask(
 )->Tensor|None: # [B, 1, T, S]: bool for sdpa without a gain, else added to the logits; None: all is seen
     "The mask of an index's layers, from the indices of queries and keys."
     here, T, policy = query.device, query.shape[-2], index.policy
-    q, k = index.queries[:, -T:, None].to(here), index.shown[:, None].to(here)          # [B, T, 1], [B, 1, S]
+    near = here if T > 1 else index.shown.device           # a single row is made beside the indices, and sent if needed
+    q, k = index.queries[:, -T:, None].to(near), index.shown[:, None].to(near)          # [B, T, 1], [B, 1, S]
     see = lambda: index.sees(q.masked_fill(q == NEVER, -1), k)                          # [B, T, S]
+    send = lambda mask: mask[:, None].to(here, non_blocking=True)
     if index.as_stock:
-        S, padded, rule = k.shape[-1], bool((index.shown == NEVER).any()), lambda b, h, i, j: see()[:, None]
+        S, padded, rule = k.shape[-1], bool((index.shown == NEVER).any()), lambda b, h, i, j: send(see())
         return ALL_MASK_ATTENTION_FUNCTIONS[attn](
             batch_size=len(k), q_length=T, kv_length=S, q_offset=S - T, kv_offset=0, mask_function=rule,
             allow_is_causal_skip=not padded, local_size=policy.window, dtype=query.dtype, device=here)
     seen = see()
-    if policy.gain == 1 and T == 1 and bool(seen.all()): return None
-    if policy.gain == 1 and attn == 'sdpa': return seen[:, None]
-    bias = query.new_zeros(seen.shape).masked_fill(~seen, torch.finfo(query.dtype).min)
-    lens = (index.persona < 0).sum(1)[index.rows.persona].to(here)[:, None, None]
+    if policy.gain == 1 and attn == 'sdpa': return None if T == 1 and bool(seen.all()) else send(seen)
+    lens = (index.persona < 0).sum(1)[index.rows.persona].to(near)[:, None, None]
     weighed = (k < 0) & (k >= policy.gain_from - lens)
-    return (bias + log(policy.gain)*weighed)[:, None]
+    bias = (log(policy.gain)*weighed).to(query.dtype)
+    return send(bias.masked_fill(~seen, torch.finfo(query.dtype).min))
 
-# %% ../nbs/42_sliding_window.ipynb #ccabfa42
+# %% ../nbs/42_sliding_window.ipynb #d6a8abc7
 class LyraLayer(CacheLayerMixin):
     "Keys and values `[B, K, slots, D]` of one layer, in step with the `Index` of its policy."
     is_croppable = True
@@ -209,6 +211,7 @@ class LyraLayer(CacheLayerMixin):
         P = index.persona.shape[1]
         self.buffers = new_buffer(index.policy, P), new_buffer(index.policy, P)
         self.sinks = torch.empty(0), torch.empty(0) # keys, turned back, and values [B, K, n, D]
+        self.shown:Callable[[], Tensor|None] = lambda: None # the keys that it last gave, as long as they live
         self.version, self.base = -1, index.rows.base # of the index and its rows, when this layer last followed
 
     @property
@@ -233,8 +236,11 @@ class LyraLayer(CacheLayerMixin):
     def get_max_length(self)->int: return -1
 
     def get_mask_sizes(self, query_length:int)->tuple[int, int]:
-        "Refused: masks come from the index."
-        raise LyraError('A LyraCache makes its own masks, and a stock model does not ask for them: use lyra.Lyra.')
+        "What a stock mask would be sized by, though none is made; raises `LyraError` outside of `enter`."
+        if ACTIVE.cache is None:
+            raise LyraError('A LyraCache makes its own masks, and this model does not ask for them: call '
+                            'lyra.attach(model) first.')
+        return query_length, 0
 
     def update(self,
         key_states:Tensor, # [B, K, T, D], after RoPE
@@ -244,16 +250,18 @@ class LyraLayer(CacheLayerMixin):
         "Take T new tokens in, and return what their queries may attend to."
         index, step, new, (keys, values) = self.index, self.index.step, (key_states, value_states), self.buffers
         has_moved = self.version != index.version
-        if index.queries.shape[1] != key_states.shape[2]: self.get_mask_sizes(0)
+        if ACTIVE.cache is None: self.get_mask_sizes(0)
         if has_moved: follow_base(self)
         if step.past: new = after_past(self, *new)
         if index.policy.sinks: keep_sinks(self, *new)
         for b in self.buffers if step.drop else (): b.drop(step.drop)
         if has_moved: set_fronts(self, *new)
-        if index.policy.is_blind: return keys.front, values.front
-        return keys.append(new[0], step.keep), values.append(new[1], step.keep)
+        if index.policy.is_blind: found = keys.front, values.front
+        else: found = keys.append(new[0], step.keep), values.append(new[1], step.keep)
+        self.shown = ref(found[0])
+        return found
 
-# %% ../nbs/42_sliding_window.ipynb #f3051470
+# %% ../nbs/42_sliding_window.ipynb #161e9ab1
 def follow_base(layer:LyraLayer)->None:
     "Turn what is held by what re-basing has taken off the positions since."
     if torch.equal(layer.base, layer.index.rows.base): return
@@ -263,8 +271,9 @@ def follow_base(layer:LyraLayer)->None:
 def chosen(layer:LyraLayer, like:Tensor)->tuple[Tensor, Tensor]:
     "The persona's keys, turned back, and values of every row, `[B, K, P, D]`, where the layer works."
     assert layer.persona is not None
-    keys, values = (x[layer.index.rows.persona.to(x.device)].to(like.device) for x in layer.persona)
-    return keys, values
+    layer.persona = layer.persona[0].to(like.device), layer.persona[1].to(like.device)
+    who = layer.index.rows.persona.to(like.device)
+    return layer.persona[0][who], layer.persona[1][who]
 
 def after_past(layer:LyraLayer, key:Tensor, value:Tensor)->tuple[Tensor, Tensor]:
     "The persona as the past, and the new tokens behind it."
@@ -303,10 +312,10 @@ def set_fronts(layer:LyraLayer, key:Tensor, value:Tensor)->None:
     if keys: front = layer.turn(torch.cat(keys, 2), places - index.rows.base[:, None]), torch.cat(values, 2)
     for buffer, x, like in zip(layer.buffers, front, (key, value)): set_front(buffer, x.to(like.dtype))
 
-# %% ../nbs/42_sliding_window.ipynb #66f50d31
+# %% ../nbs/42_sliding_window.ipynb #818b50e4
 def as_personas(
     persona:Any, # None, a `Persona`, or a list with one per row
-    config:Gemma3TextConfig, # of the model that is to attend to them
+    config:PreTrainedConfig, # of the text model that is to attend to them
 )->list: # of personas
     "One persona for all rows, or one per row; raises `LyraError` where one was made for another model."
     personas = [] if persona is None else [*persona] if isinstance(persona, Sequence) else [persona]
@@ -330,7 +339,8 @@ def stacked(personas:list, layer_idx:int)->tuple[Tensor, Tensor]|None:
     "The personas' keys and values in one layer, `[R, K, P, D]`, shorter ones filled up on the left."
     if not personas: return None
     P = max(map(len, personas))
-    fill = lambda x: nn.functional.pad(x, (0, 0, P - x.shape[-2], 0))
+    here = personas[0].values[0].device
+    fill = lambda x: nn.functional.pad(x.to(here), (0, 0, P - x.shape[-2], 0))
     return (torch.cat([fill(p.keys[layer_idx]) for p in personas]),
             torch.cat([fill(p.values[layer_idx]) for p in personas]))
 
@@ -340,10 +350,10 @@ def persona_indices(personas:list)->Tensor: # [R, P]
     ids = torch.arange(-int(lens.max()), 0)[None]
     return ids.masked_fill(ids < -lens[:, None], NEVER)
 
-# %% ../nbs/42_sliding_window.ipynb #d2432002
+# %% ../nbs/42_sliding_window.ipynb #8e73741f
 class PolicyLayers(Cache):
     "What a cache holds: its layers, each with a policy, the rows that all of them share, and the personas."
-    layers:list[LyraLayer] # type: ignore[assignment]
+    layers:list[Any]
 
     def __init__(self,
         model:Any, # the model that it serves, or its config
@@ -354,12 +364,14 @@ class PolicyLayers(Cache):
         window_size:Any=None, # see `layer_policies`
         sinks:int=4, # tokens, for the preset `streaming`
         gain:float|None=None, # for presets with a persona; None: 8 for `pinned-gain`, 1 for the others
+        layers:Sequence[int]|None=None, # that a preset is for; None: the global ones, see `layer_policies`
     ):
         super().__init__(layers=[])
-        self.config = getattr(model, 'config', model)
-        if not hasattr(self.config, 'layer_types'):
-            raise LyraError(f'A cache serves a Gemma 3 or its config, not a {type(model).__name__}.')
-        policies = layer_policies(self.config, policy, window_size=window_size, sinks=sinks, gain=gain)
+        config = getattr(model, 'config', model)
+        if not isinstance(config, PreTrainedConfig):
+            raise LyraError(f'A cache serves a model of transformers or its config, not a {type(model).__name__}.')
+        self.config = config.get_text_config(decoder=True)
+        policies = layer_policies(self.config, policy, window_size=window_size, sinks=sinks, gain=gain, layers=layers)
         self.personas, self.prime = as_personas(persona, self.config), prime
         self.watch:Any = None # who is told of every attention; see `lyra.attention.attend`
         check_policies(policies, self.personas, prime)
@@ -370,18 +382,20 @@ class PolicyLayers(Cache):
         self.rows = new_rows([len(p) for p in self.personas], self.prime)
         ids = persona_indices(self.personas)
         shared = {p: Index(p, self.rows, ids, as_stock=not self.personas) for p in policies}
-        self.layers = [LyraLayer(shared[p], stacked(self.personas, i)) for i, p in enumerate(policies)]
+        self.own = [LyraLayer(shared[p], stacked(self.personas, i)) for i, p in enumerate(policies)]
+        own = iter(self.own)
+        self.layers = [DummyLayer() if kind == 'dummy' else next(own) for kind in layer_types(self.config)]
         self.is_turn, self.is_busy = True, False # whether a turn begins next; whether a forward pass is under way
 
     @property
     def policies(self)->tuple[ContextPolicy, ...]:
         "The policy of each layer."
-        return tuple(layer.index.policy for layer in self.layers)
+        return tuple(layer.index.policy for layer in self.own)
 
     @property
     def indexes(self)->list[Index]:
         "One index for each policy."
-        return [*dict.fromkeys(layer.index for layer in self.layers)]
+        return [*dict.fromkeys(layer.index for layer in self.own)]
 
     @property
     def tokens_seen(self)->int:
@@ -401,20 +415,20 @@ class PolicyLayers(Cache):
     @property
     def nbytes(self)->int:
         "Bytes allocated for keys and values, over all layers."
-        return sum(layer.nbytes for layer in self.layers)
+        return sum(layer.nbytes for layer in self.own)
 
     @property
     def tokens_held(self)->dict[str, int]:
         "Layer type -> the most tokens, those of a persona included, that its next query can see beside its own."
         held = {index: count_held(index) for index in self.indexes}
-        return {t: max(held[l.index] for l, u in zip(self.layers, self.config.layer_types) if u == t)
-                for t in sorted({*self.config.layer_types})}
+        kinds = [t for t in layer_types(self.config) if t != 'dummy']
+        return {t: max(held[l.index] for l, u in zip(self.own, kinds) if u == t) for t in sorted({*kinds})}
 
     def reset(self)->None:
         "Forget the conversation, keep the persona."
         self._open(self.policies)
 
-# %% ../nbs/42_sliding_window.ipynb #4e930e82
+# %% ../nbs/42_sliding_window.ipynb #e18b2423
 class LyraCache(PolicyLayers):
     "Main and persona KV cache: a `ContextPolicy` per layer, true positions, bounded memory. Gradients stop at a turn."
     def begin_turn(self)->None:
@@ -444,9 +458,19 @@ class LyraCache(PolicyLayers):
         key:Tensor, # [B, K, S, D], as the update returned it
     )->Tensor|None: # as the attention implementation wants it, or None where it needs none
         "The mask of one layer; layers with one policy share it."
-        index, kind = self.layers[module.layer_idx].index, (query.shape[-2], query.dtype, query.device)
-        if kind not in index.masks: index.masks[kind] = make_mask(index, query, module.config._attn_implementation)
+        index, kind = self.layer_of(module, key).index, (query.shape[-2], query.dtype, query.device)
+        if kind not in index.masks:
+            index.masks[kind] = make_mask(index, query, module.config._attn_implementation.removeprefix('lyra_'))
         return index.masks[kind]
+
+    def layer_of(self, module:Any, key:Tensor)->LyraLayer:
+        "The layer whose update returned a key: the module's own, or the one whose keys it shares."
+        layer = self.layers[module.layer_idx]
+        if isinstance(layer, LyraLayer) and layer.shown() is key: return layer
+        found = next((x for x in self.own if x.shown() is key), None)
+        if found is None: raise LyraError(f'{type(module).__name__} changes keys between cache and attention, '
+                                          'so a LyraCache cannot serve this model.')
+        return found
 
     def rebase(self, offset:int|None=None)->int:
         "Take an offset off all positions, None: as much as nothing held needs; distances stay. Returns the offset."
@@ -461,7 +485,7 @@ class LyraCache(PolicyLayers):
 
     def snapshot(self)->'LyraCache':
         "The cache as it is now, to go back to; only one of the two may be used from here on."
-        grown = [b.data for l in self.layers if l.index.policy.window is None for b in l.buffers if not b.reserve]
+        grown = [b.data for l in self.own if l.index.policy.window is None for b in l.buffers if not b.reserve]
         return copy.deepcopy(self, {id(x): x for x in (self.config, *grown)})
 
     def reorder_cache(self, beam_idx:Tensor)->None: take_rows(self, beam_idx)
@@ -475,27 +499,25 @@ class LyraCache(PolicyLayers):
 
     def crop(self, tokens_to_remove:int)->None: crop(self, tokens_to_remove)
 
-# %% ../nbs/42_sliding_window.ipynb #7756f85a
+# %% ../nbs/42_sliding_window.ipynb #da695cc1
 def check_model(
     cache:PolicyLayers,
     decoder:Any, # the text model
 )->None:
     "Raises `LyraError` for a model that this cache, or its persona, was not made for."
-    config, attn = decoder.config, decoder.config._attn_implementation
-    held = next((l.buffers[1].data.dtype for l in cache.layers if l.buffers[1].slots), None)
+    config, attn = decoder.config, decoder.config._attn_implementation.removeprefix('lyra_')
+    held = next((l.buffers[1].data.dtype for l in cache.own if l.buffers[1].slots), None)
     kind = decoder.device.type
-    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else decoder.dtype
+    is_mixed = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    dtype = torch.get_autocast_dtype(kind) if is_mixed else decoder.dtype
     if cache.is_busy:
         raise LyraError('An earlier forward pass through this cache was broken off, or is still under way: '
                         'call cache.reset(), go back to a snapshot, or use one cache per thread.')
     if attn not in ('eager', 'sdpa'):
         raise LyraError(f"LyraCache works with the attention implementations 'eager' and 'sdpa', not {attn!r}: "
                         "load the model with attn_implementation='sdpa'.")
-    if config is cache.config: mine = theirs = {}
-    else: mine, theirs = signature(cache.config), signature(config)
-    if (differ := [k for k in theirs if mine[k] != theirs[k]]):
-        raise LyraError(f'This cache was made for another model ({differ[0]} {mine[differ[0]]!r}, here '
-                        f'{theirs[differ[0]]!r}): make one with LyraCache(model).')
+    differ = '' if config is cache.config else differing(signature(cache.config), signature(config))
+    if differ: raise LyraError(f'This cache was made for another model ({differ}): make one with LyraCache(model).')
     if cache.rows.seen and held not in (None, dtype):
         raise LyraError(f'The cache holds a conversation in {held}, and the model now computes in {dtype}: '
                         'go on in that dtype, or call cache.reset().')
@@ -556,9 +578,8 @@ def begin_forward(
     new = rows.next.repeat_interleave(B//had)[:, None] + real.cumsum(1) - 1
     check_positions(position_ids, new, real)
     if B > had: cache.batch_repeat_interleave(B//had)
-    if not rows.seen:
-        turns = rotations(decoder.rotary_emb)
-        for layer, kind in zip(cache.layers, decoder.config.layer_types): layer.turn = turns[kind]
+    if not hasattr(cache.own[0], 'turn'):
+        for layer, turn in zip(cache.own, decoder.rotations): layer.turn = turn
     cache.is_busy = True
     if (rows.next == 0).any():                                                            # of a row's first token
         where = torch.arange(T) + rows.seen if position_ids is None else position_ids
@@ -567,9 +588,9 @@ def begin_forward(
     tokens_at = new.masked_fill(~real, NEVER)
     for index in cache.indexes: begin(index, tokens_at, is_turn=cache.is_turn, is_first=rows.seen == 0)
     cache.is_turn, rows.seen, rows.next = False, rows.seen + T, rows.next + real.sum(1)
-    return (new - rows.base[:, None]).masked_fill(~real, 0).to(tokens.device)
+    return (new - rows.base[:, None]).masked_fill(~real, 0).to(tokens.device, non_blocking=True)
 
-# %% ../nbs/42_sliding_window.ipynb #62beaadc
+# %% ../nbs/42_sliding_window.ipynb #24504cf4
 def evict(cache:PolicyLayers)->None:
     "Drop what the next query does not see."
     for index in cache.indexes:
@@ -578,7 +599,7 @@ def evict(cache:PolicyLayers)->None:
 
 def buffers(cache:PolicyLayers, index:Index)->list[Buffer]:
     "The buffers that move together: the index's own, and its layers'."
-    return [index.slots, *(b for layer in cache.layers if layer.index is index for b in layer.buffers)]
+    return [index.slots, *(b for layer in cache.own if layer.index is index for b in layer.buffers)]
 
 def start_turn(cache:'LyraCache')->None:
     "Evict, give memory back, and re-base positions that have gone far."
@@ -606,13 +627,13 @@ def count_held(index:Index)->int:
     k = torch.cat((persona, gone_sinks(index), index.window), 1)
     return int((index.sees(index.rows.next[:, None], k) & (k < NEVER)).sum(1).max())
 
-# %% ../nbs/42_sliding_window.ipynb #55f2f069
+# %% ../nbs/42_sliding_window.ipynb #2912d0e6
 def set_personas(
     cache:'LyraCache',
     personas:list, # none, one, or one per row
 )->None:
     "Exchange the personas; raises `LyraError` where a layer would be left with nothing, or nothing would change."
-    rows, pinned = cache.rows, [l for l in cache.layers if l.index.policy.persona]
+    rows, pinned = cache.rows, [l for l in cache.own if l.index.policy.persona]
     if not personas and any(p.is_blind for p in cache.policies):
         raise LyraError('A layer attends to nothing but the persona: exchange it for another, '
                         'or choose a policy with a turn or a window.')
@@ -627,10 +648,10 @@ def set_personas(
     if len(personas) < 2: rows.persona = torch.zeros_like(rows.next)
     elif len(personas) == len(rows.next): rows.persona = torch.arange(len(rows.next))
     cache.personas, cache.is_turn = personas, True
-    for i, layer in enumerate(cache.layers):
+    for i, layer in enumerate(cache.own):
         if layer in pinned: layer.persona, layer.index.persona = stacked(personas, i), persona_indices(personas)
 
-# %% ../nbs/42_sliding_window.ipynb #5724ca46
+# %% ../nbs/42_sliding_window.ipynb #a161906f
 def take_rows(
     cache:PolicyLayers,
     rows:Any, # [B] which of today's rows become the new ones
@@ -645,7 +666,7 @@ def take_rows(
     for index in cache.indexes:
         change(index.slots, f)
         index.anchor, index.shown, index.queries, index.masks = f(index.anchor), f(index.shown), f(index.queries), {}
-    for layer in cache.layers:
+    for layer in cache.own:
         layer.base = f(layer.base)
         for buffer in layer.buffers: change(buffer, f)
         if layer.sinks[0].numel(): layer.sinks = f(layer.sinks[0]), f(layer.sinks[1])

@@ -9,7 +9,7 @@ __all__ = ['Start', 'METHODS', 'CHORE', 'NEUTRAL', 'PASSAGE', 'COLUMNS', 'Sessio
            'divergence', 'neutral', 'first_token', 'Estimate', 'interval', 'equivalent', 'half_life', 'per_persona',
            'costs', 'by_check', 'summary', 'curves', 'name_points', 'frontier']
 
-# %% ../nbs/80_drift.ipynb #78a7807e
+# %% ../nbs/80_drift.ipynb #aec9dfb6
 import itertools, random, re, time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -28,8 +28,9 @@ from torch import Tensor
 
 from .core import LyraError, number as checked
 from .attention import repeat_heads
-from .policy import ContextPolicy
+from .policy import ContextPolicy, layer_types, preset
 from .cache import LyraCache
+from .decoders import decoder_of
 from .cards import Card, Probe, Rule
 from .persona import Persona
 from .chat import Asked, ChatSession, Conversation, Watcher
@@ -121,12 +122,13 @@ METHODS |= {
     'pinned': Method(_by_policy('pinned', 'gain'), 1., dict(above=0)),
     'pinned-gain': Method(_by_policy('pinned-gain', 'gain'), 8., dict(above=0))}
 
-# %% ../nbs/80_drift.ipynb #385271f9
+# %% ../nbs/80_drift.ipynb #6fc71050
 @method('everywhere', 320, least=1, whole=True)
 def everywhere(model, tokenizer, card, number, template)->ChatSession:
     "The persona in all layers, beside the last `number` tokens in the sliding ones."
-    policy = dict(sliding_attention=ContextPolicy(window=number, persona=True),
-                  full_attention=ContextPolicy(window=model.config.sliding_window, persona=True))
+    config = decoder_of(model).config
+    both = dict(sliding_attention=ContextPolicy(number, persona=True), full_attention=preset('pinned', config))
+    policy = {t: both[t] for t in layer_types(config) if t in both}
     return ChatSession(model, tokenizer, _persona(model, tokenizer, card, template), policy, template=template)
 
 # %% ../nbs/80_drift.ipynb #337fb1b6
@@ -140,7 +142,7 @@ def split_bias(
     log_share = k*torch.nn.functional.logsigmoid(log_odds)
     return log_share - torch.log(-torch.expm1(log_share)) - log_odds
 
-# %% ../nbs/80_drift.ipynb #1000b77f
+# %% ../nbs/80_drift.ipynb #efb1c7c1
 def _additive(mask:Tensor|None, query:Tensor, S:int)->Tensor: # [1 or B, 1, T, S]
     "A layer's mask as numbers to add to the logits."
     T = query.shape[-2]
@@ -157,7 +159,7 @@ class SplitCache(LyraCache):
     def attention_mask(self, module, query:Tensor, key:Tensor)->Tensor|None: # [B, H, T, S]
         "The layer's mask, with the bias on the persona's keys."
         mask, S = super().attention_mask(module, query, key), key.shape[-2]
-        n = int((self.layers[module.layer_idx].index.shown[0] < 0).sum())
+        n = int((self.layer_of(module, key).index.shown[0] < 0).sum())
         if n < self.persona_len or n == S: return mask
         mask = _additive(mask, query, S)
         logits = query @ repeat_heads(key, query.shape[1]//key.shape[1]).mT*module.scaling + mask
@@ -291,14 +293,14 @@ def bleed(session:Session, card:Card)->float: # probability
     question, prefix = NEUTRAL.get(card.language, NEUTRAL['en'])
     return float(np.exp(session.ask(question, prefix).score(f' {card.name}')[0]))
 
-# %% ../nbs/80_drift.ipynb #25be66fb
+# %% ../nbs/80_drift.ipynb #fd63a4fa
 class _Weights:
     "Keeps the attention weights of the last query in each global layer, mean over heads."
     def __init__(self): self.found:dict[int, Tensor] = {}
 
     def attended(self, attention, query:Tensor, key:Tensor, mask:Tensor|None)->None:
         "Called for each layer just before it attends."
-        if attention.sliding_window is not None: return
+        if getattr(attention, 'sliding_window', None) is not None: return
         last = None if mask is None else mask[..., -1:, :]
         weights = attention_weights(query[:, :, -1:], key, last, attention.scaling) # [H, 1, S]
         self.found[attention.layer_idx] = weights[:, 0].mean(0)

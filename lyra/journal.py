@@ -30,7 +30,7 @@ def _whole(written:bytes)->int:
     "Bytes up to the end of the last whole line."
     return written.rfind(b'\n') + 1
 
-# %% ../nbs/60_journal.ipynb #32ad0798
+# %% ../nbs/60_journal.ipynb #a9d903eb
 JOURNAL, FORMAT = 'session.jsonl', 2
 
 class Journal:
@@ -38,7 +38,13 @@ class Journal:
     def __init__(self,
         folder, # that holds the file, or is to hold it
     ):
-        self.path, self.last = Path(folder)/JOURNAL, ''         # where it is; the digest of its last line
+        self.path = Path(folder)/JOURNAL
+        self.digests:list[str] = []                             # of its lines
+
+    @property
+    def last(self)->str:
+        "The digest of the last line."
+        return self.digests[-1] if self.digests else ''
 
     def create(self,
         header:Mapping, # describes the session; anything JSON holds
@@ -55,7 +61,7 @@ class Journal:
             os.replace(work, self.path)
         except OSError as e:
             raise LyraError(f'{self.path.parent} cannot be written ({e.strerror}): name another folder.') from e
-        self.last = _digest(lines[-1])
+        self.digests = [_digest(line) for line in lines]
 
     def append(self, row:Mapping)->None:
         "Add a row and wait for the disk; where that fails the file is as it was."
@@ -72,7 +78,7 @@ class Journal:
             if not isinstance(e, OSError): raise
             raise LyraError(f'{self.path} cannot be written ({e.strerror}): the turn is undone; '
                             'make room and say it again.') from e
-        self.last = _digest(line)
+        self.digests.append(_digest(line))
 
     def read(self)->tuple[dict, list[dict]]: # header, rows
         "Everything up to the last whole line; raises `LyraError` where a line is damaged or of another format."
@@ -88,11 +94,12 @@ class Journal:
         if (found := header.get('lyra_session')) != FORMAT:
             raise LyraError(f'{self.path} is in format {found!r}, this version reads {FORMAT}: '
                             'continue it with the version that wrote it.')
-        for n, (row, before) in enumerate(zip((header, *rows), ('', *map(_digest, lines))), 1):
+        digests = [_digest(line) for line in lines]
+        for n, (row, before) in enumerate(zip((header, *rows), ('', *digests)), 1):
             if row.pop('after', None) != before:
                 raise LyraError(f'{self.path} was changed (line {n} does not follow from the line before): '
                                 'put it back as it was.')
-        self.last = _digest(lines[-1])
+        self.digests = digests
         return header, rows
 
     def mend(self)->None:

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Plan', 'measured', 'hold', 'gather', 'dask_executor', 'sweep']
 
-# %% ../nbs/83_sweep.ipynb #baf56ef8
+# %% ../nbs/83_sweep.ipynb #144a78aa
 import hashlib, json, multiprocessing, os, platform, threading, time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import BrokenExecutor, Executor, ProcessPoolExecutor, as_completed
@@ -20,11 +20,12 @@ import pandas as pd
 import scipy
 import torch
 import transformers
+from transformers import Gemma3TextConfig
 from tqdm.auto import tqdm
 
 from .core import LyraError, number
 from .weights import load_tokenizer
-from .attention import Lyra
+from .decoders import load
 from .policy import PRESETS, preset
 from .cards import Card, read_card
 from .persona import weights_hash
@@ -32,7 +33,7 @@ from .chat import read_conversations
 from .drift import (COLUMNS, Session, ask, bleed, divergence, find_method, first_token, keeps_rule, neutral,
                         open_session, persona_share, shuffled_turns)
 
-# %% ../nbs/83_sweep.ipynb #0058ccbe
+# %% ../nbs/83_sweep.ipynb #a145437b
 def _digest(data:bytes)->str: return hashlib.sha256(data).hexdigest()[:12]
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class Plan:
     probes:int=3 # of each persona
     scored_every:int=8 # turns
     references:tuple[str, ...]=() # methods held beside every cell, from which the divergence is measured
-    model:str|None=None # as for `Lyra.from_pretrained`
+    model:str|Mapping[str, str]|None=None # as for `lyra.load`: a name, or its arguments
     template:str='transcript'
     seed:int=0
 
@@ -62,7 +63,8 @@ class Plan:
     def hash(self)->str:
         "A digest of all that changes the numbers of a cell but does not stand in the cell's name."
         rest = {k: v for k, v in asdict(self).items() if k not in ('methods', 'personas', 'conversations', 'orders')}
-        rest['presets'] = [repr(preset(name, transformers.Gemma3TextConfig())) for name in PRESETS]
+        sliding, usual = preset('window', Gemma3TextConfig()), Gemma3TextConfig()
+        rest['presets'] = [repr(dict(sliding_attention=sliding, full_attention=preset(n, usual))) for n in PRESETS]
         return _digest(json.dumps(rest, sort_keys=True).encode() + Path(self.conversations).read_bytes())
 
 # %% ../nbs/83_sweep.ipynb #f58cad67
@@ -84,10 +86,15 @@ def measured(
     yield 'bytes', '', session.cache.nbytes
     yield 'tokens', '', sum(session.cache.tokens_held.values())
 
-# %% ../nbs/83_sweep.ipynb #424dff15
+# %% ../nbs/83_sweep.ipynb #82090801
 @lru_cache(maxsize=1)
-def _loaded(model:str|None)->tuple: # tokenizer, model
-    return load_tokenizer(model), Lyra.from_pretrained(model, dtype='float32')
+def _load(arguments:str)->tuple: # tokenizer, model
+    model, tokenizer = load(**json.loads(arguments))
+    return tokenizer, model
+
+def _loaded(model:str|Mapping[str, str]|None)->tuple: # tokenizer, model
+    "The model of a plan, loaded once."
+    return _load(json.dumps(dict(model) if isinstance(model, Mapping) else dict(name=model)))
 
 def hold(
     plan:Plan,
@@ -200,9 +207,9 @@ def _check(plan:Plan)->None:
     for name in (*plan.methods, *plan.references): find_method(name)
     shuffled_turns(read_conversations(plan.conversations), 1, 0)
 
-# %% ../nbs/83_sweep.ipynb #1667bb30
+# %% ../nbs/83_sweep.ipynb #b6edadfa
 @lru_cache(maxsize=1)
-def _weights(model:str|None)->str: return weights_hash(_loaded(model)[1])
+def _weights(model:str|Mapping[str, str]|None)->str: return weights_hash(_loaded(model)[1])
 
 def _held(plan:Plan, cell:tuple[str, str, int])->dict: # as `_read` reads it
     "Hold a cell, with the model that the plan names."

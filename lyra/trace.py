@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['FORMAT', 'UNREADABLE', 'attention_weights', 'segment_shares', 'write_frame', 'read_note', 'read_frame', 'find_frames',
            'Summary', 'Detail', 'add_by_key', 'top_keys', 'LayerTally', 'TurnTally', 'Recorder', 'describe',
-           'write_header', 'create_trace', 'write_frames', 'surprisals', 'summarize', 'in_detail', 'Trace',
-           'open_trace', 'read_record', 'key_text', 'held']
+           'every_policy', 'write_header', 'create_trace', 'write_frames', 'surprisals', 'summarize', 'in_detail',
+           'Trace', 'open_trace', 'read_record', 'key_text', 'held']
 
-# %% ../nbs/70_trace.ipynb #eb6b9bad
+# %% ../nbs/70_trace.ipynb #154e4025
 import json, os, struct, time, zlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -23,7 +23,8 @@ from torch import Tensor
 
 from .core import LyraError, number
 from .attention import repeat_heads
-from .policy import SEGMENTS, ContextPolicy, segments, visible
+from .policy import SEGMENTS, ContextPolicy, layer_types, segments, visible
+from .cache import LyraCache
 from .cards import Probe
 from .chat import ChatSession
 
@@ -192,7 +193,7 @@ class TurnTally:
     ids:list[int] = field(default_factory=list) # of the tokens so far
     surprisal:list[Tensor] = field(default_factory=list) # nats, of each pass
 
-# %% ../nbs/70_trace.ipynb #ff947e2f
+# %% ../nbs/70_trace.ipynb #7f39d87f
 class Recorder:
     "Listens to a session's layers and writes what they attend to, turn by turn, to a file."
     def __init__(self,
@@ -227,7 +228,7 @@ class Recorder:
     def attended(self, attention, query:Tensor, key:Tensor, mask:Tensor|None)->None:
         "A layer is about to attend."
         start, tally = time.perf_counter(), self.turn.layers[attention.layer_idx]
-        index, turn_start = self.session.cache.layers[attention.layer_idx].index, self.session.cache.turn_start
+        index, turn_start = self.session.cache.layer_of(attention, key).index, self.session.cache.turn_start
         weights = attention_weights(query, key, mask, attention.scaling).cpu()
         segment = segments(index.queries[0, :, None], index.shown[0], index.policy, turn_start)
         tally.add(index.shown[0], weights, segment, max(0, self.turn.reply_start - 1 - tally.read), self.token_top)
@@ -255,16 +256,28 @@ class Recorder:
     def __enter__(self)->Self: return self
     def __exit__(self, *error)->None: self.close()
 
-# %% ../nbs/70_trace.ipynb #16851d75
+# %% ../nbs/70_trace.ipynb #cf46337d
 def describe(
     session:ChatSession,
 )->dict[str, Any]: # plain JSON
     "What a trace says of its session."
-    config, cache, policy = session.model.config, session.cache, session.settings['policy']
-    return dict(format=FORMAT, model=Path(config.name_or_path or 'unnamed').name, layer_types=list(config.layer_types),
+    config, cache, policy = session.cache.config, session.cache, session.settings['policy']
+    return dict(format=FORMAT, model=Path(config.name_or_path or 'unnamed').name,
+                layer_types=getattr(config, 'layer_types', None) or layer_types(config),
                 heads=config.num_attention_heads, policy=policy if isinstance(policy, str) else 'custom',
-                policies=[asdict(p) for p in cache.policies], persona=cache.persona_len,
+                policies=[asdict(p) for p in every_policy(cache)], persona=cache.persona_len,
                 prime=bool(cache.prime and session.persona is not None))
+
+def every_policy(
+    cache:LyraCache,
+)->list[ContextPolicy]: # one per layer
+    "The policy of each layer; of one that shares another's keys, that of the last layer of its type that has some."
+    kinds, own, last = layer_types(cache.config), iter(cache.policies), dict[str, ContextPolicy]()
+    names, found = getattr(cache.config, 'layer_types', None) or kinds, []
+    for kind, name in zip(kinds, names):
+        if kind != 'dummy': last[name] = next(own)
+        found.append(last[name])
+    return found
 
 def write_header(
     recorder:Recorder, # that has recorded no turn yet

@@ -867,7 +867,7 @@ def explore(
     views = [View(p, state, folder=folder) for p in pictures]
     return views[0] if len(views) == 1 else Tabs(views)
 
-# %% ../nbs/90_widgets.ipynb #808deac3
+# %% ../nbs/90_widgets.ipynb #11da0977
 def make_folder(path:Path)->None:
     "Make a folder where it is missing; raises `LyraError` where that fails."
     try: path.mkdir(parents=True, exist_ok=True)
@@ -875,7 +875,7 @@ def make_folder(path:Path)->None:
 
 def _needs_persona(name:str, config)->bool:
     "Whether a preset attends to a persona."
-    return any(p.persona for p in preset(name, config).values())
+    return preset(name, config).persona
 
 class LiveChat:
     "A recorded conversation that can be begun anew under another policy."
@@ -964,7 +964,7 @@ class ChatViews(W.Tab):
             if isinstance(view.picture, DriftView): view.picture.traces = dict(self.chat.traces)
             view.refresh()
 
-# %% ../nbs/90_widgets.ipynb #20595c9e
+# %% ../nbs/90_widgets.ipynb #ed0b463a
 class Live(W.VBox):
     "A chat box with policy, gain and window, and the views of its conversation."
     def __init__(self, chat:LiveChat):
@@ -989,7 +989,7 @@ class Live(W.VBox):
         if message.get('event') == 'submit': self.send(self.text.value)
 
     def _offer(self, change=None)->None:
-        chosen = preset(self.policy.value, self.chat.model.config)['full_attention']
+        chosen = preset(self.policy.value, self.chat.model.config)
         self.gain.disabled, self.window.disabled = not chosen.persona, not chosen.window
         self.gain.value, self.window.value = chosen.gain, chosen.window or self.window.value
 

@@ -187,6 +187,15 @@ def browser_sees_the_widgets() -> str:
     return (done.stdout + done.stderr[-500:]).strip().removeprefix('browser: ') if done.returncode else ''
 
 
+def gpu_measurements_run() -> str:
+    "tools/gpu.py in small: all of it that this machine can run."
+    with tempfile.TemporaryDirectory() as tmp:
+        done = run(sys.executable, ROOT/'tools'/'gpu.py', '--model', 'tiny', '--quick', '--minutes', 2,
+                   '--out', f'{tmp}/gpu.json')
+    said = (done.stderr.strip().splitlines() or [''])[-1].removeprefix('gpu: ')
+    return f'{said}; `python tools/gpu.py --model tiny --quick` shows more.' if done.returncode else ''
+
+
 def failed_notebooks(project: Path, *only: str) -> list[str]:
     "Run every notebook of a project, `WORKERS` at a time, or one by its path; nbdev skips cells flagged `slow`."
     command = [str(BIN/'nbdev_test'), '--n_workers', str(WORKERS), '--do_print', *(('--path', *only) if only else ())]
@@ -205,8 +214,8 @@ CHECKS: dict[str, Callable[[], str]] = dict(
     numbers=numbers_are_distinct, modules=modules_are_distinct, names=names_are_known, classes=classes_are_written_once,
     columns=lines_fit, attributes=classes_are_small, imports=imports_go_down, outputs=outputs_are_whole,
     readme=readme_is_current, clean=notebooks_are_clean, export=package_is_exported, types=types_agree,
-    browser=browser_sees_the_widgets)
-STATIC = [name for name in CHECKS if name != 'browser']
+    gpu=gpu_measurements_run, browser=browser_sees_the_widgets)
+STATIC = [name for name in CHECKS if name not in ('gpu', 'browser')]
 
 
 def main() -> int:
@@ -214,7 +223,7 @@ def main() -> int:
     every = [*CHECKS, 'tests']
     parser.add_argument('checks', nargs='*', metavar='CHECK',
                         help=f"which to run; all when none is named: {', '.join(every)}")
-    parser.add_argument('--skip-tests', action='store_true', help='run no notebook, in no browser')
+    parser.add_argument('--skip-tests', action='store_true', help='run no notebook, in no browser, and no model')
     args = parser.parse_args()
     names = args.checks or every
     if (unknown := set(names) - set(every)):

@@ -16,7 +16,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from lyra.core import LyraError
-from lyra.cards import TEMPLATES
+from lyra.cards import TRANSCRIPT
 
 # %% ../nbs/00_dialogues.ipynb #c005
 SPLITS = ('train', 'tune', 'held_out')
@@ -34,7 +34,7 @@ class Dialogue:
     attribute:str # what the fact is about; intervals are over attributes
 
 # %% ../nbs/00_dialogues.ipynb #c008
-_T = TEMPLATES['transcript']
+_T = TRANSCRIPT
 
 def past_text(
     turn:tuple[str, str], # what the user said, what the assistant replied

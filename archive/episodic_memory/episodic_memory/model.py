@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import StoppingCriteria, StoppingCriteriaList
 
 from lyra.core import LyraError, tiny_config
-from lyra.cards import TEMPLATES
+from lyra.cards import TRANSCRIPT
 from lyra_bench.dialogues import AsciiTokenizer, past_ids, question_ids
 from lyra_bench.frozen import base_hash, freeze
 from lyra_bench.scoring import options, score_answers, verdict
@@ -62,7 +62,7 @@ class EpisodicContext(nn.Module):
         pin_first:bool=False, # whether the first turn is the instruction: always stitched, never retrieved
     ):
         super().__init__()
-        self.base, self.tokenizer, self.template = freeze(model), tokenizer, TEMPLATES['transcript']
+        self.base, self.tokenizer, self.template = freeze(model), tokenizer, TRANSCRIPT
         self.retriever = Retriever(model.config.hidden_size) if retriever is None else retriever
         self.buffer, self.pin_first = MemoryBuffer(max_turns), pin_first
         self.stitch = StitchingLayer(tokenizer.bos_token_id, model.config.max_position_embeddings)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from lyra.core import LyraError
-from lyra.cards import TEMPLATES
+from lyra.cards import TRANSCRIPT
 from lyra_bench.artefact import load_trained, save_trained
 from lyra_bench.dialogues import Dialogue, past_ids
 from lyra_bench.frozen import base_hash
@@ -115,7 +115,7 @@ def examples(
     if len(sizes := {len(d.turns) for d in dialogues}) != 1:
         raise LyraError(f'Examples need dialogues with the same number of turns, these have {sorted(sizes)}: '
                         'draw them with one `turns`.')
-    user = TEMPLATES['transcript'].user
+    user = TRANSCRIPT.user
     ask = lambda d: tokenizer(user.format(text=d.question), add_special_tokens=False).input_ids
     past = [past_ids(tokenizer, t) for d in dialogues for t in d.turns]
     vectors, names = cached_read(model, [*map(ask, dialogues), *past], folder), sorted({d.attribute for d in dialogues})

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from lyra.core import LyraError
-from lyra.cards import TEMPLATES
+from lyra.cards import TRANSCRIPT
 from lyra_bench.dialogues import attributes, dialogues, mentions
 
 # %% ../nbs/00_data.ipynb #a005
@@ -115,7 +115,7 @@ def read_examples(
 # %% ../nbs/00_data.ipynb #a018
 def prompt_ids(tokenizer, question:str)->list[int]:
     "A question in the transcript format up to where the reply begins, with one `<bos>` in front."
-    text = TEMPLATES['transcript'].user.format(text=question)
+    text = TRANSCRIPT.user.format(text=question)
     return [tokenizer.bos_token_id, *tokenizer(text, add_special_tokens=False).input_ids]
 
 class ExampleDataset(Dataset):

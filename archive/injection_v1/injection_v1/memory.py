@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 from lyra.core import LyraError
-from lyra.cards import TEMPLATES
+from lyra.cards import TRANSCRIPT
 from lyra_bench.artefact import load_trained, save_trained
 from lyra_bench.dialogues import answer_ids, past_ids, question_ids
 from lyra_bench.frozen import base_hash
@@ -58,7 +58,7 @@ def load(
     return model
 
 # %% ../nbs/03_memory.ipynb #n011
-_T = TEMPLATES['transcript']
+_T = TRANSCRIPT
 
 def shown_text(
     tokenizer,

@@ -37,7 +37,21 @@ def _shown(text:str)->str:
     from lyra.plots import printable
     return printable(text, keep='\n\t')
 
-# %% ../nbs/91_cli.ipynb #aae0ef33
+# %% ../nbs/91_cli.ipynb #73564300
+def _placed(args)->dict[str, Any]:
+    "Where, and in which dtype, a model is to be."
+    return dict(dtype=args.dtype, device=args.device, device_map=args.device_map)
+
+def _load(args)->tuple: # tokenizer, model
+    "Load what `--model` names."
+    from transformers.utils.logging import disable_progress_bar
+    from lyra.decoders import load
+    disable_progress_bar()
+    print('Loading the model ...', file=sys.stderr, flush=True)
+    model, tokenizer = load(args.model, **_placed(args))
+    return tokenizer, model
+
+# %% ../nbs/91_cli.ipynb #b0f9ca7b
 def models(args)->int: # exit code
     "List the built-in models."
     from lyra.weights import list_models
@@ -49,23 +63,18 @@ def models(args)->int: # exit code
 
 def verify_model(args)->int: # exit code: 1 if a row fails
     "Hold a model's cache and persona against the plain truth, and print the table."
+    from lyra.decoders import load_attached
     from lyra.exact import report, verify
-    tokenizer, model = _load(args)
+    from lyra.weights import load_tokenizer
+    print('Loading the model ...', file=sys.stderr, flush=True)
+    model, tokenizer = load_attached(args.model, **_placed(args)), None
+    try: tokenizer = load_tokenizer(args.model)
+    except LyraError as e: print(f'lyra: {e} Random tokens are tried instead.', file=sys.stderr)
     rows = verify(model, tokenizer)
     print(report(rows))
     return 0 if all(r.holds for r in rows) else 1
 
-# %% ../nbs/91_cli.ipynb #2288bc54
-def _load(args)->tuple: # tokenizer, model
-    "Load what `--model` names."
-    from transformers.utils.logging import disable_progress_bar
-    from lyra.decoders import load
-    disable_progress_bar()
-    print('Loading the model ...', file=sys.stderr, flush=True)
-    model, tokenizer = load(args.model, dtype=args.dtype, device=args.device, device_map=args.device_map)
-    return tokenizer, model
-
-# %% ../nbs/91_cli.ipynb #922dfb39
+# %% ../nbs/91_cli.ipynb #450171e6
 def read_source(path:Path): # `Card` or `Persona`
     "What a persona's file holds; raises `LyraError` for a file that cannot be one."
     from lyra.cards import read_card
@@ -74,8 +83,11 @@ def read_source(path:Path): # `Card` or `Persona`
 
 def _persona(args, source, model, tokenizer): # Persona or None
     "A saved persona as it is; a card's, or that of a system prompt, built."
+    from lyra.decoders import decoder_of
     from lyra.persona import Persona
-    if isinstance(source, Persona): return source
+    if isinstance(source, Persona):
+        source.check_config(decoder_of(model).config)
+        return source
     options = dict(acknowledgement=getattr(args, 'acknowledgement', None), template=args.template)
     if source is not None: return Persona.build(model, tokenizer, source, **options)
     return Persona.build(model, tokenizer, system=args.system, **options) if args.system else None

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['KINDS', 'stock_mask', 'register', 'body_of', 'decoder_of', 'Asking', 'trial_keys', 'find_rotations', 'check_family',
-           'attach', 'detach', 'load']
+           'attach', 'detach', 'load_attached', 'load']
 
 # %% ../nbs/43_any_model.ipynb #105d3951
 from functools import partial
@@ -138,7 +138,7 @@ def check_family(
     if has('use_bidirectional_attention') is True or has('is_causal') is False:
         raise LyraError(f'{name} attends to later tokens too, so it cannot hold a conversation: use a causal model.')
 
-# %% ../nbs/43_any_model.ipynb #0c6f2b8e
+# %% ../nbs/43_any_model.ipynb #9c0cba6b
 def attach(
     model:Any, # a causal language model of transformers, or a wrapper of one
 )->Any: # the same model
@@ -176,13 +176,20 @@ def detach(
     decoder.set_attn_implementation(decoder.config._attn_implementation.removeprefix('lyra_'))
     return model
 
-def load(
+def load_attached(
     name:Path|str|None=None, # one of `lyra.weights.MODELS`, a folder, or a hub id; None: gemma3-270m
-    **options:Any, # dtype, device, device_map, attn_implementation, revision, ...: as for `load_model`
-)->tuple[Any, PreTrainedTokenizerBase]: # model, in eval mode and attached; its tokenizer
-    "Load a model and its tokenizer, ready for caches of ours; raises `LyraError` with a remedy for what is wrong."
+    **options:Any, # as for `lyra.weights.load_model`
+)->Any: # model, in eval mode and attached
+    "Load a model, ready for caches of ours; raises `LyraError` with a remedy for what is wrong."
     place, device_map = check_device(options.get('device'), options.get('device_map')), options.get('device_map')
     if options.get('dtype') is None: options['dtype'] = default_dtype(device_map or place)
     is_gemma = resolve(name, options['dtype'])[1].model_type in ('gemma3', 'gemma3_text')
-    model = Lyra.from_pretrained(name, **options) if is_gemma else attach(load_model(name, **options))
+    return Lyra.from_pretrained(name, **options) if is_gemma else attach(load_model(name, **options))
+
+def load(
+    name:Path|str|None=None, # as for `load_attached`
+    **options:Any, # dtype, device, device_map, attn_implementation, revision, ...: as for `lyra.weights.load_model`
+)->tuple[Any, PreTrainedTokenizerBase]: # model, in eval mode and attached; its tokenizer
+    "Load a model and its tokenizer, ready for caches of ours; raises `LyraError` with a remedy for what is wrong."
+    model = load_attached(name, **options)
     return model, load_tokenizer(name, **{key: options[key] for key in LOCATE if key in options})

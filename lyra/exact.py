@@ -147,7 +147,7 @@ def in_chunks(trial:Trial, policies:Any, expected:Tensor, ids:Tensor, sizes:Sequ
     new = lambda: LyraCache(trial.model, policies, persona=trial.persona)
     return max(gap(through(trial.model, new(), ids, size, **options), expected) for size in sizes)
 
-# %% ../nbs/52_verify.ipynb #51b2ce5c
+# %% ../nbs/52_verify.ipynb #844c2ae2
 def itself(t:Trial)->float:
     "stock, in chunks through its own cache, and in a padded batch: the yardstick"
     new, whole, (ids, mask) = lambda: DynamicCache(config=t.decoder.config), truth(t), _batch(t)
@@ -156,10 +156,15 @@ def itself(t:Trial)->float:
         gaps.append(gap(got[real][None], through(t.model, new(), row[real][None], 7)))
     return max(gaps)
 
+def _places(t:Trial, start:int, n:int)->Tensor:
+    "[1, n] positions"
+    return torch.arange(start, start + n, device=t.ids.device)[None]
+
 def past_itself(t:Trial)->float:
-    "the same for the text that goes past the model's own window"
+    "the same for the text that goes past the model's own window; in chunks, and at positions that are P larger"
+    n, whole = t.ids.shape[1] - t.P, truth(t, n=t.ids.shape[1] - t.P)
     out = through(t.model, DynamicCache(config=t.decoder.config), t.ids, 100)[:, t.P:]
-    return gap(out, truth(t, n=t.ids.shape[1] - t.P))
+    return max(gap(out, whole), gap(truth(t, n=n, position_ids=_places(t, t.P, t.P + n)), whole))
 
 def _batch(t:Trial)->tuple[Tensor, Tensor]:
     "Three rows with padding on the left, and their mask."
@@ -228,10 +233,6 @@ def rebased(t:Trial)->float:
     return gap(*out)
 
 FAR = 100_000
-
-def _places(t:Trial, start:int, n:int)->Tensor:
-    "[1, n] positions"
-    return torch.arange(start, start + n, device=t.ids.device)[None]
 
 def far_itself(t:Trial)->float:
     "stock, 100,000 positions further on, against itself: the yardstick out there"

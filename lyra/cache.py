@@ -116,18 +116,18 @@ class Index:
         if most <= 0: return 0
         return int((~self.sees(q, k[:, :most], sinks=False).any(0)).long().cumprod(0).sum())
 
-# %% ../nbs/42_sliding_window.ipynb #0ca98d1a
+# %% ../nbs/42_sliding_window.ipynb #07ac2c2e
 def new_buffer(
     policy:ContextPolicy,
     P:int, # tokens of the persona
     dim:int=-2, # dimension of the slots
 )->Buffer:
-    "A buffer with room for what a policy holds, and for persona and sinks before it."
+    "A buffer with room for what a policy holds, and for persona and sinks before it; for a wide window it grows."
     reserve = P*policy.persona + (policy.sinks if policy.window is not None else 0)
-    room = 256 if policy.window is None else max(2*policy.window, 512*policy.turn)
+    room = 256 if policy.window is None else max(min(2*policy.window, 4096), 512*policy.turn)
     return Buffer(room, dim=dim, reserve=reserve)
 
-# %% ../nbs/42_sliding_window.ipynb #b36ba449
+# %% ../nbs/42_sliding_window.ipynb #8ca52e38
 def gone_sinks(index:Index)->Tensor: # [B, n]
     "The indices of the sinks that have left the window of their row; NEVER for those that are still in it."
     n, has_begun = index.policy.sinks, index.rows.seen > 0 or len(index.slots) > 0
@@ -166,7 +166,8 @@ def begin(
     arrange(index, is_turn)
     past = is_first and bool((rows.past < 0).any()) and not policy.persona and not len(slots) # `crop` may go back here
     chunk = torch.cat((index.persona[rows.persona], new), 1) if past else new
-    keep = None if policy.window is None or policy.turn or index.recording else 0
+    grows = policy.window is None or max(slots.room, slots.slots) < 2*policy.window
+    keep = None if grows or policy.turn or index.recording else 0
     if keep is not None and len(slots) + chunk.shape[1] > slots.slots:
         after, k = rows.next[:, None] + (new < NEVER).sum(1, keepdim=True), torch.cat((index.window, chunk), 1)
         keep = k.shape[1] - index.unseen(after, k)

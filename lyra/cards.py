@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TRANSCRIPT', 'ASKED', 'TOLD', 'NEXT', 'SYSTEM', 'RULES', 'SEED', 'Template', 'chat_template', 'find_template',
-           'write', 'as_exchanges', 'is_text', 'Probe', 'Rule', 'Card', 'as_card', 'read_card']
+           'write', 'as_exchanges', 'is_text', 'check_words', 'Probe', 'Rule', 'Card', 'as_card', 'read_card']
 
 # %% ../nbs/50_cards.ipynb #abbb9c17
 import json
@@ -114,6 +114,26 @@ def is_text(x:Any)->bool:
     "Whether something is a text with more in it than white space."
     return isinstance(x, str) and bool(x.strip())
 
+# %% ../nbs/50_cards.ipynb #1f4d82e3
+def check_words(
+    tokenizer:Any,
+    template:Template,
+    what:str, # a noun, for the error
+    text:Any,
+)->None:
+    "Raises `LyraError` for a text that cannot be somebody's words."
+    if not is_text(text): raise LyraError(f'The {what} is empty: it needs some text.')
+    added = (t.content for t in tokenizer.added_tokens_decoder.values() if t.special)
+    control = {*tokenizer.all_special_tokens, *added}
+    if (found := sorted(t for t in control if t in text)):
+        raise LyraError(f'The {what} contains the control token {found[0]}: remove it.')
+    if (found := [s for s in template.stops if s in text]):
+        raise LyraError(f'The {what} contains {found[0].strip()!r} at the beginning of a line, '
+                        'which is how another turn would begin: reword it.')
+    try: text.encode('utf-8')
+    except UnicodeEncodeError as e:
+        raise LyraError(f'The {what} contains half of a character (a lone surrogate): remove it.') from e
+
 # %% ../nbs/50_cards.ipynb #9e803a9a
 @dataclass(frozen=True)
 class Probe:
@@ -145,7 +165,7 @@ class Card:
     rule:Rule|None=None
     probes:tuple[Probe, ...]=()
 
-# %% ../nbs/50_cards.ipynb #0c140be5
+# %% ../nbs/50_cards.ipynb #0712eee0
 SEED = '{"question_id": 1, "category": "writing", "turns": ["You are ..."]}'
 
 def _rule(row:Any)->Rule|None:
@@ -164,7 +184,7 @@ def _probe(row:Any)->Probe:
     try: probe, listed = Probe(**(row | dict(foils=tuple(row['foils'])))), isinstance(row['foils'], list)
     except (TypeError, KeyError, AttributeError) as e:
         raise LyraError('A probe is {"id", "question", "prefix", "expected", "foils": [...]}, all of them.') from e
-    texts = (probe.question, probe.prefix, probe.expected, *probe.foils)
+    texts = (probe.id, probe.question, probe.prefix, probe.expected, *probe.foils)
     if not listed: raise LyraError("A probe's foils are a list of texts.")
     if not all(map(is_text, texts)) or not probe.foils:
         raise LyraError(f'Probe {probe.id!r}: question, prefix, expected and at least one foil have to be '
@@ -186,15 +206,22 @@ def as_card(
     for key in ('acknowledgement', 'name'):
         if row.get(key) is not None and not is_text(row[key]):
             raise LyraError(f"A persona's {key} is a non-empty text, or left out.")
+    if not isinstance(row['question_id'], (int, str)) or not isinstance(row.get('language') or 'en', str):
+        raise LyraError("A persona's question_id is a number or a text, its language a text such as 'en'.")
+    if not isinstance(row.get('probes') or [], list): raise LyraError("A persona's probes are a list.")
+    probes = tuple(map(_probe, row.get('probes') or ()))
+    if len({p.id for p in probes}) < len(probes): raise LyraError("A persona's probes have ids of their own, each one.")
     return Card(row['question_id'], str(row['category']), turns[0], row.get('acknowledgement'), row.get('name'),
-                row.get('language') or 'en', _rule(row.get('rule')), tuple(map(_probe, row.get('probes') or ())))
+                row.get('language') or 'en', _rule(row.get('rule')), probes)
 
-# %% ../nbs/50_cards.ipynb #3ad85216
+# %% ../nbs/50_cards.ipynb #d851fb27
 def read_card(
     path:Path|str, # JSON file
 )->Card:
     "Read and check a card; raises `LyraError` that names the file and the fault."
+    if Path(path).exists() and not Path(path).is_file(): raise LyraError(f'{path} is no file: name a JSON file.')
     try: return as_card(json.loads(Path(path).read_text(encoding='utf-8')))
+    except RecursionError as e: raise LyraError(f'{path}: not valid JSON (nested too deeply).') from e
     except OSError as e: raise LyraError(f'{path} cannot be read ({e.strerror}): name an existing JSON file.') from e
     except ValueError as e: raise LyraError(f'{path}: not valid JSON ({e}).') from e
     except LyraError as e: raise LyraError(f'{path}: {e}') from e

@@ -8,7 +8,7 @@ __all__ = ['STATE', 'EVERY', 'Conversation', 'read_conversations', 'Watcher', 'L
            'hear', 'replay', 'to_json', 'from_json', 'keep_persona', 'kept_persona', 'keep_state', 'save_session',
            'take_state', 'load_session']
 
-# %% ../nbs/61_chat.ipynb #0536c005
+# %% ../nbs/61_chat.ipynb #7d394e0b
 import copy, json, sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -27,7 +27,7 @@ from .core import LyraError, number
 from .policy import ContextPolicy
 from .cache import LyraCache
 from .state import is_bounded, load_state, save_state, set_state
-from .cards import Template, find_template
+from .cards import Template, check_words, find_template
 from .persona import Persona, weights_hash
 from .journal import Journal
 
@@ -183,25 +183,13 @@ def check_persona(
         raise LyraError(f'The persona was made with the template {theirs!r}, the session has {mine!r}: '
                         f'open the session with template={theirs!r}, or build the persona with template={mine!r}.')
 
-# %% ../nbs/61_chat.ipynb #91b34600
+# %% ../nbs/61_chat.ipynb #fc5dcd92
 def check_texts(
     session:SessionState,
     **texts:str, # what each is -> the text
 )->None:
     "Raises `LyraError` for texts that cannot be a turn."
-    control = {*session.tokenizer.all_special_tokens,
-               *(t.content for t in session.tokenizer.added_tokens_decoder.values() if t.special)}
-    for what, text in texts.items():
-        if not isinstance(text, str) or not text.strip():
-            raise LyraError(f'The {what} is empty: a turn needs some text.')
-        if (found := sorted(t for t in control if t in text)):
-            raise LyraError(f'The {what} contains the control token {found[0]}: remove it.')
-        if (found := [s for s in session.template.stops if s in text]):
-            raise LyraError(f'The {what} contains {found[0].strip()!r} at the beginning of a line, '
-                            'which is how another turn would begin: reword it.')
-        try: text.encode('utf-8')
-        except UnicodeEncodeError as e:
-            raise LyraError(f'The {what} contains half of a character (a lone surrogate): remove it.') from e
+    for what, text in texts.items(): check_words(session.tokenizer, session.template, what, text)
     n, most = sum(len(session.ids(t)) for t in texts.values()), session.cache.config.max_position_embeddings - 64
     if n > most: raise LyraError(f'The turn has {n} tokens, a turn may have {most}: shorten it.')
 

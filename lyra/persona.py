@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['FORMAT', 'AGAIN', 'weights_hash', 'Persona', 'check_config', 'check', 'record', 'acknowledge', 'said_of', 'build',
-           'read_persona', 'save', 'load', 'join']
+           'read_persona', 'save', 'is_sound', 'load', 'join']
 
-# %% ../nbs/51_persona.ipynb #1e93f0b5
+# %% ../nbs/51_persona.ipynb #95ca5fb4
 import hashlib, json, os, tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -24,7 +24,8 @@ from transformers.cache_utils import Cache, DummyLayer, DynamicLayer
 from .core import LyraError, differing, signature
 from .policy import layer_types
 from .decoders import decoder_of
-from .cards import Card, Template, as_card, as_exchanges, find_template, is_text, read_card, write
+from .cards import (Card, Template, as_card, as_exchanges, check_words, find_template, is_text, read_card,
+                        write)
 
 # %% ../nbs/51_persona.ipynb #cfb355a1
 def _sums(
@@ -198,7 +199,7 @@ def acknowledge(
     if not reply.strip(): raise LyraError('The model wrote no acknowledgement: give one with `acknowledgement=...`.')
     return reply.strip()
 
-# %% ../nbs/51_persona.ipynb #c7a5c197
+# %% ../nbs/51_persona.ipynb #2759cd16
 def said_of(
     model:Any, tokenizer:Any,
     source:Any, # a card, its JSON or its file's `Path`; an instruction; or example exchanges [(user, reply), ...]
@@ -237,10 +238,9 @@ def build(
     if instruction and not style.system:
         raise LyraError(f'The template {style.name!r} has no system message apart from the first turn: give an '
                         'exchange, the instruction as the user and its acknowledgement as the assistant.')
+    for words in filter(None, (instruction, *(words for pair in exchanges for words in pair))):
+        check_words(tokenizer, style, "persona's text", words)
     text = write(exchanges, style, instruction)
-    try: text.encode('utf-8')
-    except UnicodeEncodeError as e:
-        raise LyraError("The persona's text holds half of a character (a lone surrogate): remove it.") from e
     ids = tuple(tokenizer(('' if instruction else style.opening) + text, add_special_tokens=False).input_ids)
     if len(ids) > config.max_position_embeddings:
         raise LyraError(f'The persona has {len(ids)} tokens, the model takes {config.max_position_embeddings}: '
@@ -285,7 +285,7 @@ def save(
         raise LyraError(f'{path} cannot be written ({getattr(e, "strerror", None) or e}): name another place.') from e
     return path
 
-# %% ../nbs/51_persona.ipynb #f43111f9
+# %% ../nbs/51_persona.ipynb #51d5a9fc
 def _read(path:Path)->tuple[dict, dict[str, Tensor]]:
     "A file's header and tensors."
     if path.suffix in ('.pth', '.pt', '.bin', '.pkl', '.pickle'):
@@ -300,6 +300,18 @@ def _read(path:Path)->tuple[dict, dict[str, Tensor]]:
     except (SafetensorError, OSError, ValueError) as e:
         raise LyraError(f'{path} is damaged or no safetensors file ({e}): {AGAIN}') from e
 
+def is_sound(
+    persona:Persona, # as it was read
+)->bool:
+    "Whether its parts belong together: tensors [1, K, P, D] in every layer, P tokens, and what it was made with."
+    made, P = persona.made_with, len(persona.token_ids)
+    texts = (persona.text, *(made[k] for k in ('model', 'template', 'dtype', 'weights', 'rounded')))
+    K = {x.shape[1] for x in (*persona.keys[:1], *persona.values[:1])}
+    layers = all(k.ndim == v.ndim == 4 and k.shape[:3] == v.shape[:3] and k.shape[0] == 1 and k.shape[2] == P
+                 for k, v in zip(persona.keys, persona.values, strict=True))
+    return (all(isinstance(t, str) for t in texts) and isinstance(made['versions'], dict) and len(K) == 1 and layers
+            and P > 0 and 0 < len(persona.keys) <= made['signature']['num_hidden_layers'])
+
 def load(
     path:Path|str, # a file that `save` wrote
     model:Any=None, # that is to attend to it, to be checked; None: a session or a cache checks when it takes it
@@ -310,12 +322,13 @@ def load(
         layers, known = range(len(tensors)//2), header['made_with']['format']
         keys, values = (tuple(tensors[f'layers.{i}.{kind}'] for i in layers) for kind in ('keys', 'values'))
         new = Persona(keys, values, tuple(header['token_ids']), header['text'], header['made_with'])
-        sha256 = header['sha256']
-    except (KeyError, TypeError) as e:
+        sha256, sound = header['sha256'], is_sound(new)
+    except (KeyError, TypeError, AttributeError, IndexError) as e:
         raise LyraError(f'{path} is a safetensors file, but not a persona: build one with `lyra persona build`.') from e
     if known != FORMAT: raise LyraError(f'{path} is in format {known}, this version reads {FORMAT}: {AGAIN}')
     if not all(x.isfinite().all() for x in (*new.keys, *new.values)):
         raise LyraError(f'{path} holds values that are not numbers: {AGAIN}')
+    if not sound: raise LyraError(f'{path} holds parts that do not belong together: {AGAIN}')
     if new.fingerprint() != sha256: raise LyraError(f'{path} is damaged (its checksum differs): {AGAIN}')
     if model is not None: new.check(model)
     return new

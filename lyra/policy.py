@@ -18,7 +18,9 @@ from transformers.cache_utils import get_layer_types_and_kwargs
 
 from .core import LyraError, number
 
-# %% ../nbs/40_policy.ipynb #b70c06dd
+# %% ../nbs/40_policy.ipynb #a2195656
+NEVER = 2**40 # index of a slot that nobody may see; no window is wider
+
 @dataclass(frozen=True)
 class ContextPolicy:
     "What one layer attends to."
@@ -31,8 +33,8 @@ class ContextPolicy:
 
     def __post_init__(self):
         least = 0 if self.turn or self.persona else 1
-        number(self.window, 'The window', least=least, whole=True, optional=True)
-        number(self.sinks, 'The number of sinks', least=0, whole=True)
+        number(self.window, 'The window', least=least, most=NEVER, whole=True, optional=True)
+        number(self.sinks, 'The number of sinks', least=0, most=2**16, whole=True)
         number(self.gain, 'The gain', above=0)
         number(self.gain_from, 'gain_from, which counts tokens,', least=0, whole=True)
         if self.gain != 1 and not self.persona:
@@ -45,9 +47,7 @@ class ContextPolicy:
         "Whether a query sees nothing of the conversation, not even itself."
         return self.window == 0 and not self.turn
 
-# %% ../nbs/40_policy.ipynb #717d582f
-NEVER = 2**40 # index of a slot that nobody may see
-
+# %% ../nbs/40_policy.ipynb #7dd69128
 def visible(
     q:Tensor, # indices of queries, broadcastable against k
     k:Tensor, # indices of keys

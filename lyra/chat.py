@@ -170,12 +170,14 @@ class SessionState:
         if recorder is not None: recorder.heard(ids, logits)
         return logits
 
-# %% ../nbs/61_chat.ipynb #c608584f
+# %% ../nbs/61_chat.ipynb #5bf20abf
 def check_persona(
     session:SessionState,
     persona:Persona,
 )->None:
     "Raises `LyraError` unless the persona was made for the session's model and template."
+    if not isinstance(persona, Persona):
+        raise LyraError(f'{persona!r:.40} is no persona: build one with Persona.build(model, tokenizer, system=...).')
     session.weights = session.weights or weights_hash(session.model)
     persona.check(session.model, weights=session.weights)
     mine, theirs = session.template.name, persona.made_with['template']

@@ -193,7 +193,7 @@ def _sampling(args, model)->dict[str, Any]:
     given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     return dict(max_new_tokens=args.max_new_tokens) | usual | given
 
-# %% ../nbs/91_cli.ipynb #6d5c7e97
+# %% ../nbs/91_cli.ipynb #f1923516
 def _turn(session, text:str, is_typed:bool, **sampling)->None:
     "One turn, printed as it comes; an error in a typed one is told, and the conversation goes on."
     start = time.perf_counter()
@@ -205,7 +205,8 @@ def _turn(session, text:str, is_typed:bool, **sampling)->None:
         print(f'\nlyra: {e}' if isinstance(e, LyraError) else f'\n{broken_off}', file=sys.stderr)
         return
     cache, seconds = session.cache, time.perf_counter() - start
-    print(f'\n    [{cache.tokens_seen} tokens so far, {max(cache.tokens_held.values())} held in a layer at most, '
+    print(flush=True)
+    print(f'    [{cache.tokens_seen} tokens so far, {max(cache.tokens_held.values())} held in a layer at most, '
           f'{cache.nbytes/1e6:.1f} MB, {seconds:.1f} s]\n', file=sys.stderr, flush=True)
 
 def chat(args)->int: # exit code

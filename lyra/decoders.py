@@ -138,7 +138,7 @@ def check_family(
     if has('use_bidirectional_attention') is True or has('is_causal') is False:
         raise LyraError(f'{name} attends to later tokens too, so it cannot hold a conversation: use a causal model.')
 
-# %% ../nbs/43_any_model.ipynb #9c0cba6b
+# %% ../nbs/43_any_model.ipynb #24cc9723
 def attach(
     model:Any, # a causal language model of transformers, or a wrapper of one
 )->Any: # the same model
@@ -149,6 +149,8 @@ def attach(
     if not hasattr(decoder, 'set_attn_implementation'):
         raise LyraError(f'A {type(decoder).__name__} is no text model of transformers: pass a causal language model.')
     check_family(decoder.config)
+    if not getattr(model, 'can_generate', lambda: False)():
+        raise LyraError(f'A {type(model).__name__} does not generate: pass a causal language model of transformers.')
     if attn not in ('eager', 'sdpa'):
         raise LyraError(f"attach works with the attention implementations 'eager' and 'sdpa', not {attn!r}: "
                         "load the model with attn_implementation='sdpa'.")

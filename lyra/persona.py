@@ -199,7 +199,7 @@ def acknowledge(
     if not reply.strip(): raise LyraError('The model wrote no acknowledgement: give one with `acknowledgement=...`.')
     return reply.strip()
 
-# %% ../nbs/51_persona.ipynb #2759cd16
+# %% ../nbs/51_persona.ipynb #734e43e3
 def said_of(
     model:Any, tokenizer:Any,
     source:Any, # a card, its JSON or its file's `Path`; an instruction; or example exchanges [(user, reply), ...]
@@ -231,6 +231,7 @@ def build(
     "Compute a persona; raises `LyraError` where the source is empty or malformed, or the model cannot be recorded."
     if [source, system, messages].count(None) != 2:
         raise LyraError('A persona is built from one thing: a source, system=TEXT, or messages=[...].')
+    if system is not None and not is_text(system): raise LyraError('A system prompt is a text: system="You are ...".')
     config, style = decoder_of(model).config, find_template(tokenizer, template)
     if messages is None: said = said_of(model, tokenizer, system if source is None else source, acknowledgement, style)
     else: said = as_exchanges(messages)

@@ -52,7 +52,7 @@ def new_rows(
     zeros = torch.zeros(max(1, len(lens)), dtype=torch.long)
     return Rows(zeros, zeros, torch.arange(len(zeros)), -torch.tensor([*lens]) if lens and prime else zeros, zeros)
 
-# %% ../nbs/42_sliding_window.ipynb #ae3824cb
+# %% ../nbs/42_sliding_window.ipynb #3f2d4a14
 @dataclass(frozen=True)
 class Step:
     "What a forward pass does to the slots of every layer of one policy."
@@ -60,6 +60,7 @@ class Step:
     drop:int # slots that no new query sees
     keep:int|None # slots that later queries see, should the chunk not fit; None: all
 
+# %% ../nbs/42_sliding_window.ipynb #426a93f4
 @lru_cache
 def sinkless(policy:ContextPolicy)->ContextPolicy:
     "A policy without its sinks."
@@ -106,15 +107,15 @@ class Index:
     def sees(self, q:Tensor, k:Tensor, *, sinks:bool=True)->Tensor:
         "`visible` for queries [B, ...] and keys [B, ...], each row with its own turn and past; sinks aside if wanted."
         policy, shape = self.policy if sinks else sinkless(self.policy), (-1, *[1]*(k.ndim - 1))
-        start, first = (x.view(shape).to(k.device) for x in (self.rows.turn_start, self.first))
-        return visible(q, k, policy, start, first)
+        start = self.rows.turn_start.view(shape).to(k.device) if policy.turn else 0
+        return visible(q, k, policy, start, self.first.view(shape).to(k.device) if policy.sinks else 0)
 
     def unseen(self, q:Tensor, k:Tensor)->int:
         "How many of the first keys [B, S] no query [B, 1] sees, sinks aside; W - 1 columns stay."
         if self.policy.window is None: return 0
         most = k.shape[1] - self.policy.window + 1
         if most <= 0: return 0
-        return int((~self.sees(q, k[:, :most], sinks=False).any(0)).long().cumprod(0).sum())
+        return (self.sees(q, k[:, :most], sinks=False).any(0).tolist() + [True]).index(True)
 
 # %% ../nbs/42_sliding_window.ipynb #07ac2c2e
 def new_buffer(
@@ -127,7 +128,7 @@ def new_buffer(
     room = 256 if policy.window is None else max(min(2*policy.window, 4096), 512*policy.turn)
     return Buffer(room, dim=dim, reserve=reserve)
 
-# %% ../nbs/42_sliding_window.ipynb #8ca52e38
+# %% ../nbs/42_sliding_window.ipynb #a4cb0cca
 def gone_sinks(index:Index)->Tensor: # [B, n]
     "The indices of the sinks that have left the window of their row; NEVER for those that are still in it."
     n, has_begun = index.policy.sinks, index.rows.seen > 0 or len(index.slots) > 0
@@ -135,14 +136,17 @@ def gone_sinks(index:Index)->Tensor: # [B, n]
     oldest = torch.cat((index.rows.next[:, None], index.window), 1).amin(1, keepdim=True)
     return sinks.masked_fill(sinks >= oldest, NEVER)
 
+# %% ../nbs/42_sliding_window.ipynb #0c0f5fb0
 def arrange(
     index:Index,
     is_turn:bool, # whether a turn begins: the persona moves up
 )->None:
     "Set what stands before the window: the persona, and the sinks that have left it."
-    policy, next, k = index.policy, index.rows.next[:, None], index.window
+    policy = index.policy
     if not policy.sinks and not (is_turn and policy.persona): return
-    if is_turn and policy.persona:
+    if is_turn and policy.near: index.anchor = index.rows.turn_start
+    elif is_turn and policy.persona:
+        next, k = index.rows.next[:, None], index.window
         seen = index.sees(next, k, sinks=False) & (k >= 0)
         index.anchor = torch.cat((next, k.masked_fill(~seen, NEVER)), 1).amin(1)
     sinks = gone_sinks(index)
@@ -152,6 +156,7 @@ def arrange(
         set_front(index.slots, front)
         index.version += 1
 
+# %% ../nbs/42_sliding_window.ipynb #c3b270ed
 def begin(
     index:Index,
     new:Tensor, # [B, T] indices of the new tokens; NEVER for padding
@@ -161,7 +166,8 @@ def begin(
 )->None:
     "Evict what no new query sees, and take the new tokens in."
     rows, slots, policy = index.rows, index.slots, index.policy
-    drop = 0 if index.recording else index.unseen(rows.next[:, None], index.window)
+    stays = index.recording or policy.window is None
+    drop = 0 if stays else index.unseen(rows.next[:, None], index.window)
     slots.drop(drop)
     arrange(index, is_turn)
     past = is_first and bool((rows.past < 0).any()) and not policy.persona and not len(slots) # `crop` may go back here
@@ -174,7 +180,7 @@ def begin(
     index.step, index.queries, index.masks = Step(past, drop, keep), new, {}
     index.shown = index.front if policy.is_blind else slots.append(chunk, keep)
 
-# %% ../nbs/42_sliding_window.ipynb #4604c6d1
+# %% ../nbs/42_sliding_window.ipynb #ee7c2b14
 def make_mask(
     index:Index,
     query:Tensor, # [B, H, T, D]
@@ -262,13 +268,14 @@ class LyraLayer(CacheLayerMixin):
         self.shown = ref(found[0])
         return found
 
-# %% ../nbs/42_sliding_window.ipynb #161e9ab1
+# %% ../nbs/42_sliding_window.ipynb #b5b4bec6
 def follow_base(layer:LyraLayer)->None:
     "Turn what is held by what re-basing has taken off the positions since."
     if torch.equal(layer.base, layer.index.rows.base): return
     by, layer.base = layer.base - layer.index.rows.base, layer.index.rows.base
     change(layer.buffers[0], lambda keys: layer.turn.shift(keys, by), front=False)
 
+# %% ../nbs/42_sliding_window.ipynb #4ec2c4c8
 def chosen(layer:LyraLayer, like:Tensor)->tuple[Tensor, Tensor]:
     "The persona's keys, turned back, and values of every row, `[B, K, P, D]`, where the layer works."
     assert layer.persona is not None
@@ -282,6 +289,7 @@ def after_past(layer:LyraLayer, key:Tensor, value:Tensor)->tuple[Tensor, Tensor]
     places = torch.arange(-keys.shape[2], 0) - layer.index.rows.base[:, None]
     return torch.cat((layer.turn(keys, places).to(key.dtype), key), 2), torch.cat((values.to(value.dtype), value), 2)
 
+# %% ../nbs/42_sliding_window.ipynb #0f2b7e91
 @torch.no_grad()
 def keep_sinks(layer:LyraLayer, key:Tensor, value:Tensor)->None:
     "Keep the tokens among the new ones that are a row's first `sinks`."
@@ -300,6 +308,7 @@ def keep_sinks(layer:LyraLayer, key:Tensor, value:Tensor)->None:
         layer.sinks[0][b, :, which[b, t]] = layer.turn(key[b, None, :, t, None], place, inverse=True)[0, :, 0]
         layer.sinks[1][b, :, which[b, t]] = value[b, :, t]
 
+# %% ../nbs/42_sliding_window.ipynb #4806383c
 @torch.no_grad()
 def set_fronts(layer:LyraLayer, key:Tensor, value:Tensor)->None:
     "Stand persona and sinks at the places that the index gives them."
@@ -313,7 +322,7 @@ def set_fronts(layer:LyraLayer, key:Tensor, value:Tensor)->None:
     if keys: front = layer.turn(torch.cat(keys, 2), places - index.rows.base[:, None]), torch.cat(values, 2)
     for buffer, x, like in zip(layer.buffers, front, (key, value)): set_front(buffer, x.to(like.dtype))
 
-# %% ../nbs/42_sliding_window.ipynb #818b50e4
+# %% ../nbs/42_sliding_window.ipynb #e5177c87
 def as_personas(
     persona:Any, # None, a `Persona`, or a list with one per row
     config:PreTrainedConfig, # of the text model that is to attend to them
@@ -336,6 +345,7 @@ def check_policies(policies:Sequence[ContextPolicy], personas:list, prime:bool)-
     if personas and not prime and not wanted:
         raise LyraError('No layer would attend to the persona: use a policy with a persona segment, or prime=True.')
 
+# %% ../nbs/42_sliding_window.ipynb #53ee06a9
 def stacked(personas:list, layer_idx:int)->tuple[Tensor, Tensor]|None:
     "The personas' keys and values in one layer, `[R, K, P, D]`, shorter ones filled up on the left."
     if not personas: return None
@@ -351,7 +361,7 @@ def persona_indices(personas:list)->Tensor: # [R, P]
     ids = torch.arange(-int(lens.max()), 0)[None]
     return ids.masked_fill(ids < -lens[:, None], NEVER)
 
-# %% ../nbs/42_sliding_window.ipynb #8e73741f
+# %% ../nbs/42_sliding_window.ipynb #b11de8a0
 class PolicyLayers(Cache):
     "What a cache holds: its layers, each with a policy, the rows that all of them share, and the personas."
     layers:list[Any]
@@ -364,7 +374,7 @@ class PolicyLayers(Cache):
         prime:bool=True, # whether layers without a persona segment read the persona as the conversation's past
         window_size:Any=None, # see `layer_policies`
         sinks:int=4, # tokens, for the preset `streaming`
-        gain:float|None=None, # for presets with a persona; None: 8 for `pinned-gain`, 1 for the others
+        gain:float|None=None, # for presets with a persona; None: 8 for `pinned-gain`, 1.5 for `near`, 1 for the others
         layers:Sequence[int]|None=None, # that a preset is for; None: the global ones, see `layer_policies`
     ):
         super().__init__(layers=[])
@@ -383,6 +393,7 @@ class PolicyLayers(Cache):
         self.rows = new_rows([len(p) for p in self.personas], self.prime)
         ids = persona_indices(self.personas)
         shared = {p: Index(p, self.rows, ids, as_stock=not self.personas) for p in policies}
+        self.indexes = [*shared.values()] # one for each policy
         self.own = [LyraLayer(shared[p], stacked(self.personas, i)) for i, p in enumerate(policies)]
         own = iter(self.own)
         self.layers = [DummyLayer() if kind == 'dummy' else next(own) for kind in layer_types(self.config)]
@@ -392,11 +403,6 @@ class PolicyLayers(Cache):
     def policies(self)->tuple[ContextPolicy, ...]:
         "The policy of each layer."
         return tuple(layer.index.policy for layer in self.own)
-
-    @property
-    def indexes(self)->list[Index]:
-        "One index for each policy."
-        return [*dict.fromkeys(layer.index for layer in self.own)]
 
     @property
     def tokens_seen(self)->int:
@@ -500,17 +506,17 @@ class LyraCache(PolicyLayers):
 
     def crop(self, tokens_to_remove:int)->None: crop(self, tokens_to_remove)
 
-# %% ../nbs/42_sliding_window.ipynb #da695cc1
+# %% ../nbs/42_sliding_window.ipynb #4d504e7b
 def check_model(
     cache:PolicyLayers,
     decoder:Any, # the text model
+    kind:str, # of device
 )->None:
     "Raises `LyraError` for a model that this cache, or its persona, was not made for."
     config, attn = decoder.config, decoder.config._attn_implementation.removeprefix('lyra_')
     held = next((l.buffers[1].data.dtype for l in cache.own if l.buffers[1].slots), None)
-    kind = decoder.device.type
-    is_mixed = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
-    dtype = torch.get_autocast_dtype(kind) if is_mixed else decoder.dtype
+    is_mixed, own = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind), decoder.dtype
+    dtype = torch.get_autocast_dtype(kind) if is_mixed else own
     if cache.is_busy:
         raise LyraError('An earlier forward pass through this cache was broken off, or is still under way: '
                         'call cache.reset(), go back to a snapshot, or use one cache per thread.')
@@ -522,10 +528,11 @@ def check_model(
     if cache.rows.seen and held not in (None, dtype):
         raise LyraError(f'The cache holds a conversation in {held}, and the model now computes in {dtype}: '
                         'go on in that dtype, or call cache.reset().')
-    if (others := [p.dtype for p in cache.personas if p.dtype != decoder.dtype]):
-        raise LyraError(f'The persona is in {others[0]}, the model in {decoder.dtype}: '
-                        f'convert it with persona.to({decoder.dtype}), or build it anew.')
+    if (others := [p.dtype for p in cache.personas if p.dtype != own]):
+        raise LyraError(f'The persona is in {others[0]}, the model in {own}: '
+                        f'convert it with persona.to({own}), or build it anew.')
 
+# %% ../nbs/42_sliding_window.ipynb #3060f9a4
 def read_mask(
     mask:Any, # None, or [B or 1, T or columns so far + T] of 0 and 1
     B:int, T:int, # rows and new tokens
@@ -539,9 +546,11 @@ def read_mask(
         raise LyraError(f'The attention_mask is {[*mask.shape]}, for {B} rows and {T} new tokens after {seen}: '
                         f'give [{B}, {seen + T}], or none.')
     new = mask[:, -T:].cpu()
-    if not ((new == 0) | (new == 1)).all(): raise LyraError('The attention_mask has other values than 0 and 1.')
-    return new.bool().expand(B, T)
+    real = new.bool()
+    if (new != real).any(): raise LyraError('The attention_mask has other values than 0 and 1.')
+    return real.expand(B, T)
 
+# %% ../nbs/42_sliding_window.ipynb #b37e386a
 def check_positions(
     position_ids:Tensor|None, # [B or 1, T]
     expected:Tensor, # [B, T] indices of the new tokens
@@ -552,12 +561,13 @@ def check_positions(
     shapes = [[rows, real.shape[1]] for rows in (1, len(real))]
     if not isinstance(position_ids, Tensor) or [*position_ids.shape] not in shapes or position_ids.is_floating_point():
         raise LyraError(f'position_ids have to be whole numbers in a tensor {[*real.shape]}: give these, or none.')
-    ahead = (position_ids.cpu().expand(len(real), -1) - expected).masked_fill(~real, 0)
-    uneven = (ahead != ahead.gather(1, real.long().argmax(1, keepdim=True))) & real
-    if (ahead < 0).any() or uneven.any():
+    rows = zip((position_ids.cpu() - expected).tolist(), real.tolist())
+    ahead = [{x for x, there in zip(*row) if there} for row in rows]
+    if any(len(row) > 1 or min(row, default=0) < 0 for row in ahead):
         raise LyraError('Tokens are missing between what the cache has heard and the new ones: give `generate` the '
                         'whole conversation, or new tokens with an attention_mask of all; and no position_ids.')
 
+# %% ../nbs/42_sliding_window.ipynb #f06dec33
 def begin_forward(
     cache:'LyraCache',
     decoder:Any, # the text model
@@ -566,7 +576,7 @@ def begin_forward(
     tokens:Tensor, # [B, T, ...] ids or embeddings
 )->Tensor: # [B, T] position_ids
     "Number the new tokens, and let every index make its moves."
-    check_model(cache, decoder)
+    check_model(cache, decoder, tokens.device.type)
     if tokens.ndim < 2 or not len(tokens): raise LyraError(f'Tokens are [rows, tokens], not {[*tokens.shape]}.')
     (B, T), rows, had = tokens.shape[:2], cache.rows, len(cache.rows.next)
     if not T:
@@ -576,22 +586,23 @@ def begin_forward(
         if not rows.seen: raise LyraError(f'{had} personas for {B} rows: give one, or one per row.')
         raise LyraError(f'The cache holds {had} rows, the input has {B}: use a cache per batch, or call cache.reset().')
     real = read_mask(attention_mask, B, T, rows.seen)
-    new = rows.next.repeat_interleave(B//had)[:, None] + real.cumsum(1) - 1
+    padding = ~real
+    new = (rows.next if B == had else rows.next.repeat_interleave(B//had))[:, None] + real.cumsum(1) - 1
     check_positions(position_ids, new, real)
     if B > had: cache.batch_repeat_interleave(B//had)
     if not hasattr(cache.own[0], 'turn'):
         for layer, turn in zip(cache.own, decoder.rotations): layer.turn = turn
     cache.is_busy = True
-    if (rows.next == 0).any():                                                            # of a row's first token
+    if 0 in rows.next.tolist():                                                           # of a row's first token
         where = torch.arange(T) + rows.seen if position_ids is None else position_ids
         first = where.cpu().expand(B, T).gather(1, real.long().argmax(1, keepdim=True))[:, 0]
         set_base(cache, torch.where((rows.next == 0) & real.any(1), -first, rows.base))
-    tokens_at = new.masked_fill(~real, NEVER)
+    tokens_at = new.masked_fill(padding, NEVER)
     for index in cache.indexes: begin(index, tokens_at, is_turn=cache.is_turn, is_first=rows.seen == 0)
     cache.is_turn, rows.seen, rows.next = False, rows.seen + T, rows.next + real.sum(1)
-    return (new - rows.base[:, None]).masked_fill(~real, 0).to(tokens.device, non_blocking=True)
+    return (new - rows.base[:, None]).masked_fill(padding, 0).to(tokens.device, non_blocking=True)
 
-# %% ../nbs/42_sliding_window.ipynb #24504cf4
+# %% ../nbs/42_sliding_window.ipynb #fc93390b
 def evict(cache:PolicyLayers)->None:
     "Drop what the next query does not see."
     for index in cache.indexes:
@@ -610,6 +621,7 @@ def start_turn(cache:'LyraCache')->None:
     furthest = int((cache.rows.next - cache.rows.base).max())
     if furthest > max(2048, 2*max(len(index.slots) for index in cache.indexes)): cache.rebase()
 
+# %% ../nbs/42_sliding_window.ipynb #34eab147
 def oldest_held(cache:PolicyLayers)->int:
     "The smallest position in any window, 0 at least."
     rows = cache.rows
@@ -622,6 +634,7 @@ def set_base(cache:PolicyLayers, base:Tensor)->None:
     cache.rows.base = base
     for index in cache.indexes: index.version += 1
 
+# %% ../nbs/42_sliding_window.ipynb #26f67155
 def count_held(index:Index)->int:
     "The most tokens, of any row, that the next query of these layers sees beside its own."
     persona = index.persona[index.rows.persona][:, :None if index.policy.persona else 0]
@@ -652,7 +665,7 @@ def set_personas(
     for i, layer in enumerate(cache.own):
         if layer in pinned: layer.persona, layer.index.persona = stacked(personas, i), persona_indices(personas)
 
-# %% ../nbs/42_sliding_window.ipynb #a161906f
+# %% ../nbs/42_sliding_window.ipynb #8a8aae81
 def take_rows(
     cache:PolicyLayers,
     rows:Any, # [B] which of today's rows become the new ones
@@ -672,6 +685,7 @@ def take_rows(
         for buffer in layer.buffers: change(buffer, f)
         if layer.sinks[0].numel(): layer.sinks = f(layer.sinks[0]), f(layer.sinks[1])
 
+# %% ../nbs/42_sliding_window.ipynb #c4216a95
 GONE = ('Older tokens are gone that would be needed again: call cache.activate_past_recording() before feeding '
         'what may be taken back.')
 
@@ -690,6 +704,7 @@ def before(cache:'LyraCache', n:int)->Tensor: # [B]
         if n and needed.any() and not index.policy.is_blind: raise LyraError(GONE)
     return next
 
+# %% ../nbs/42_sliding_window.ipynb #4621114c
 def crop(
     cache:'LyraCache',
     tokens_to_remove:int, # 0 or less: how many columns to take back

@@ -142,7 +142,7 @@ def check_words(
     except UnicodeEncodeError as e:
         raise LyraError(f'The {what} contains half of a character (a lone surrogate): remove it.') from e
 
-# %% ../nbs/50_cards.ipynb #9e803a9a
+# %% ../nbs/50_cards.ipynb #1526a8a0
 @dataclass(frozen=True)
 class Probe:
     "A question whose answer tells whether the persona is there."
@@ -152,7 +152,7 @@ class Probe:
     expected:str # how it goes on, with its leading space
     foils:tuple[str, ...] # how other personas would go on
 
-RULES = ('starts_with', 'ends_with_question')
+RULES = ('starts_with', 'ends_with_question', 'one_sentence')
 
 @dataclass(frozen=True)
 class Rule:

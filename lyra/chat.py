@@ -224,7 +224,7 @@ def ends_reply(
     words = session.tokenizer.decode([*reply[-3:], token])
     return any(words.endswith(stop.rstrip(':')) for stop in session.template.stops)
 
-# %% ../nbs/61_chat.ipynb #e238c012
+# %% ../nbs/61_chat.ipynb #46b9b758
 @dataclass(frozen=True)
 class Sampling:
     "How a reply is drawn."
@@ -250,14 +250,13 @@ class Sampling:
         return found
 
     def choose(self,
-        logits:Tensor, # [vocabulary]
-        said:Sequence[int]=(), # tokens of the reply so far, and of those before
-    )->int:
-        "The likeliest token at temperature 0, else one of the likeliest that together hold `top_p`."
-        before = torch.tensor([list(said)], dtype=torch.long, device=logits.device)
-        scores = self.processors(before, logits[None].float())[0]
-        if self.temperature < 1e-6: return int(scores.argmax())
-        return int(torch.multinomial(scores.softmax(-1).cpu(), 1, generator=self.generator))
+        logits:Tensor, # [B, vocabulary]
+        said:Tensor, # [B, n] tokens of the reply so far, and of those before
+    )->Tensor: # [B] tokens
+        "The likeliest token at temperature 0, else one of the likeliest that together hold `top_p`; for each row."
+        scores = self.processors(said, logits.float())
+        if self.temperature < 1e-6: return scores.argmax(-1)
+        return torch.multinomial(scores.softmax(-1).cpu(), 1, generator=self.generator)[:, 0].to(logits.device)
 
 # %% ../nbs/61_chat.ipynb #8fd5cc0e
 @dataclass(frozen=True, eq=False)
@@ -362,7 +361,7 @@ def turn_row(
     return dict(turn=session.heard + 1, user=user, reply=reply, ids=ids, pending=list(session.edge.pending),
                 at_start=session.edge.at_start)
 
-# %% ../nbs/61_chat.ipynb #457dbc27
+# %% ../nbs/61_chat.ipynb #89d272e0
 def speak(
     session:ChatSession,
     text:str, # the user's turn
@@ -378,7 +377,8 @@ def speak(
         if session.recorder is not None: session.recorder.begin(len(ids))
         logits, session.edge = session.feed(prompt, keep=1)[-1], Edge()
         for left in reversed(range(sampling.max_new_tokens)):
-            token = sampling.choose(logits, [*said, *reply])
+            before = torch.tensor([[*said, *reply]], dtype=torch.long, device=logits.device)
+            token = int(sampling.choose(logits[None], before))
             if ends_reply(session, reply, token): break
             reply.append(token)
             session.edge = Edge((token,))

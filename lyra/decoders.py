@@ -33,7 +33,7 @@ def register()->None:
         AttentionInterface.register(f'lyra_{attn}', partial(attend, attn=attn))
         AttentionMaskInterface.register(f'lyra_{attn}', partial(stock_mask, attn=attn))
 
-# %% ../nbs/43_any_model.ipynb #d4eb4c3c
+# %% ../nbs/43_any_model.ipynb #94649bae
 def body_of(
     model:Any, # a causal language model, or a wrapper of one
 )->Any: # the part of it that makes the masks: all but the head
@@ -51,6 +51,7 @@ def decoder_of(
     "The text model inside a model; raises `LyraError` where there is none."
     return body_of(model).get_decoder()
 
+# %% ../nbs/43_any_model.ipynb #5046e173
 def _before(body:Any, args:tuple, kwargs:dict[str, Any])->tuple[tuple, dict[str, Any]]|None:
     "Hook before a forward pass: with a cache of ours, tell it, and take the positions from it."
     cache = kwargs.get('cache', kwargs.get('past_key_values'))
@@ -68,7 +69,7 @@ def _after(body:Any, args:tuple, kwargs:dict[str, Any], output:Any)->None:
     cache = kwargs.get('cache', kwargs.get('past_key_values'))
     if hasattr(cache, 'begin_forward') and ACTIVE.cache is cache: leave(cache, output)
 
-# %% ../nbs/43_any_model.ipynb #a605efae
+# %% ../nbs/43_any_model.ipynb #b82191d8
 class Asking:
     "Stands for a cache in a trial, and notes which layers ask for their mask."
     def __init__(self, held:list[DynamicLayer]):
@@ -93,6 +94,7 @@ def trial_keys(
     finally: ACTIVE.cache = None
     return [x.keys for x in own if x.keys is not None], asking.layers
 
+# %% ../nbs/43_any_model.ipynb #eb8dd469
 def find_rotations(
     decoder:Any, # with the attention of `attach`
 )->list[Rotation]: # one per layer that holds keys
@@ -138,7 +140,7 @@ def check_family(
     if has('use_bidirectional_attention') is True or has('is_causal') is False:
         raise LyraError(f'{name} attends to later tokens too, so it cannot hold a conversation: use a causal model.')
 
-# %% ../nbs/43_any_model.ipynb #24cc9723
+# %% ../nbs/43_any_model.ipynb #df81ef9d
 def attach(
     model:Any, # a causal language model of transformers, or a wrapper of one
 )->Any: # the same model
@@ -167,6 +169,7 @@ def attach(
                      body.register_forward_hook(_after, with_kwargs=True, always_call=True))
     return model
 
+# %% ../nbs/43_any_model.ipynb #e4df76c5
 def detach(
     model:Any, # that was attached
 )->Any: # the same model, as it was before
@@ -178,6 +181,7 @@ def detach(
     decoder.set_attn_implementation(decoder.config._attn_implementation.removeprefix('lyra_'))
     return model
 
+# %% ../nbs/43_any_model.ipynb #5d10038a
 def load_attached(
     name:Path|str|None=None, # one of `lyra.weights.MODELS`, a folder, or a hub id; None: gemma3-270m
     **options:Any, # as for `lyra.weights.load_model`

@@ -102,7 +102,7 @@ def open_session(
     found, value = find_method(name)
     return found.start(model, tokenizer, card, value, template)
 
-# %% ../nbs/80_drift.ipynb #317cef61
+# %% ../nbs/80_drift.ipynb #ed5b3524
 @lru_cache(maxsize=64)
 def _persona(model, tokenizer, card:Card, template:str)->Persona:
     return Persona.build(model, tokenizer, card, template=template)
@@ -120,7 +120,8 @@ METHODS |= {
     'streaming': Method(_by_policy('streaming', 'sinks'), 4, dict(least=0, whole=True)),
     'lyra': Method(_by_policy('lyra', 'gain'), 1., dict(above=0)), 'lyra-strict': Method(_by_policy('lyra-strict')),
     'pinned': Method(_by_policy('pinned', 'gain'), 1., dict(above=0)),
-    'pinned-gain': Method(_by_policy('pinned-gain', 'gain'), 8., dict(above=0))}
+    'pinned-gain': Method(_by_policy('pinned-gain', 'gain'), 8., dict(above=0)),
+    'near': Method(_by_policy('near', 'gain'), 1.5, dict(above=0))}
 
 # %% ../nbs/80_drift.ipynb #6fc71050
 @method('everywhere', 320, least=1, whole=True)
@@ -265,7 +266,7 @@ def ask(
     (right, rank), foils = asked.score(probe.expected), [asked.score(f)[0] for f in probe.foils]
     return dict(logprob=right, rank=float(rank), logodds=right - float(np.logaddexp.reduce(foils) - np.log(len(foils))))
 
-# %% ../nbs/80_drift.ipynb #d5dfc3f3
+# %% ../nbs/80_drift.ipynb #b2b49e65
 def judge(
     rule:Rule,
     reply:str,
@@ -274,7 +275,10 @@ def judge(
     words = reply.strip().strip('*_"\'“”«»')
     if rule.kind == 'starts_with':
         return bool(re.match(re.escape(rule.value or '') + r'(?!\w)', words, flags=re.IGNORECASE))
-    return words.endswith(('?', '？')) and any(c.isalpha() for c in words)
+    if not any(c.isalpha() for c in words): return False
+    if rule.kind == 'ends_with_question': return words.endswith(('?', '？'))
+    ends = [m.end() for m in re.finditer(r'[.!?…。？！]+["\'”»)]*(?=\s|$)', words)]
+    return ends == [len(words)]
 
 # %% ../nbs/80_drift.ipynb #b70bf68e
 CHORE = 'Tell me something about bridges.'

@@ -29,7 +29,7 @@ from .cache import LyraCache
 from .decoders import attach, decoder_of
 from .persona import Persona, read_persona
 
-# %% ../nbs/52_verify.ipynb #b744edfd
+# %% ../nbs/52_verify.ipynb #513c6ddb
 class Literal:
     "A mask written out by hand, in the place of a cache."
     def __init__(self,
@@ -53,6 +53,7 @@ class Literal:
         rows = torch.tensor([[entry(i, j) for j in range(key.shape[-2])] for i in range(n)])
         return rows.to(query.device, query.dtype)[None, None]
 
+# %% ../nbs/52_verify.ipynb #152e38f5
 @contextmanager
 def active(cache:Any)->Iterator[None]:
     "Let something answer in the place of a cache."
@@ -111,13 +112,14 @@ class Trial:
         stock = dict(full_attention=ContextPolicy(), sliding_attention=ContextPolicy(self.window))
         return {t: stock[t] for t in self.kinds}
 
-# %% ../nbs/52_verify.ipynb #413719b5
+# %% ../nbs/52_verify.ipynb #1faa4a7a
 def gap(a:Tensor, b:Tensor)->float:
     "The largest difference, relative to the largest value of b where that is over 1; infinite for other shapes."
     if a.shape != b.shape or not (a.isfinite().all() and b.isfinite().all()): return inf
     a, b = a.double(), b.double()
     return float((a - b).abs().max()/b.abs().max().clamp(min=1))
 
+# %% ../nbs/52_verify.ipynb #289c8bef
 @torch.no_grad()
 def through(
     model:Any,
@@ -134,6 +136,7 @@ def through(
         n += size
     return torch.cat(out, 1).float()
 
+# %% ../nbs/52_verify.ipynb #fab66026
 @torch.no_grad()
 def truth(trial:Trial, policies:Mapping[str, ContextPolicy]|None=None, n:int|None=None, **options:Any)->Tensor:
     "The stock model's logits of the text, behind the persona's tokens, under a literal mask or its own; [1, N, vocab]."
@@ -147,7 +150,7 @@ def in_chunks(trial:Trial, policies:Any, expected:Tensor, ids:Tensor, sizes:Sequ
     new = lambda: LyraCache(trial.model, policies, persona=trial.persona)
     return max(gap(through(trial.model, new(), ids, size, **options), expected) for size in sizes)
 
-# %% ../nbs/52_verify.ipynb #e5ba6580
+# %% ../nbs/52_verify.ipynb #6c0b7fcd
 def itself(t:Trial)->float:
     "stock, in chunks through its own cache, and in a padded batch: the yardstick"
     new, whole, (ids, mask) = lambda: DynamicCache(config=t.decoder.config), truth(t), _batch(t)
@@ -156,6 +159,7 @@ def itself(t:Trial)->float:
         gaps.append(gap(got[real][None], through(t.model, new(), row[real][None], 7)))
     return max(gaps)
 
+# %% ../nbs/52_verify.ipynb #b9d2b80e
 def _places(t:Trial, start:int, n:int)->Tensor:
     "[1, n] positions"
     return torch.arange(start, start + n, device=t.ids.device)[None]
@@ -166,6 +170,7 @@ def past_itself(t:Trial)->float:
     out = through(t.model, DynamicCache(config=t.decoder.config), t.ids, 100)[:, t.P:]
     return max(gap(out, whole), gap(truth(t, n=n, position_ids=_places(t, t.P, t.P + n)), whole))
 
+# %% ../nbs/52_verify.ipynb #62bd4404
 def _batch(t:Trial)->tuple[Tensor, Tensor]:
     "Three rows with padding on the left, and their mask."
     lens = t.N, t.N - 5, t.N - 17
@@ -186,6 +191,7 @@ def as_stock(t:Trial)->float:
     same = min(8, apart.count(0) + 1)               # steps that had the same tokens before them
     return gap(torch.stack(a.logits[:same]), torch.stack(b.logits[:same]))
 
+# %% ../nbs/52_verify.ipynb #b60d9060
 def whole_context(t:Trial)->float:
     "persona and all of the text: as stock on both"
     return in_chunks(t, t.unbounded, truth(t), t.text, (t.N, 7, 1))
@@ -195,6 +201,7 @@ def past_window(t:Trial)->float:
     text = t.ids[:, t.P:]
     return in_chunks(t, t.unbounded, truth(t, n=text.shape[1]), text, (text.shape[1], 100))
 
+# %% ../nbs/52_verify.ipynb #7d7ec143
 def window(t:Trial)->float:
     "windows that slide: a literal mask"
     return in_chunks(t, t.policies(), truth(t, t.policies()), t.text, (t.N, 7, 1))
@@ -204,6 +211,7 @@ def gain(t:Trial)->float:
     loud = t.policies(gain=8., gain_from=1) if 'full_attention' in t.kinds else t.policies()
     return in_chunks(t, loud, truth(t, loud), t.text, (t.N, 7, 1))
 
+# %% ../nbs/52_verify.ipynb #4d5b77b3
 def padding(t:Trial)->float:
     "rows of a padded batch: each as it is alone"
     (ids, mask), gaps = _batch(t), []
@@ -214,6 +222,7 @@ def padding(t:Trial)->float:
         gaps.append(gap(got[real][None], alone))
     return max(gaps)
 
+# %% ../nbs/52_verify.ipynb #09999bd4
 def next_turn(t:Trial)->float:
     "a second turn that sees nothing of the first: as a first turn"
     policies = dict.fromkeys(t.kinds, ContextPolicy(0, turn=True, persona=True))
@@ -223,6 +232,7 @@ def next_turn(t:Trial)->float:
     second = through(t.model, cache, t.text, 7)
     return gap(second, through(t.model, LyraCache(t.model, policies, persona=t.persona), t.text, t.N))
 
+# %% ../nbs/52_verify.ipynb #e09442a6
 def rebased(t:Trial)->float:
     "positions re-based between turns: as without"
     out = []
@@ -234,6 +244,7 @@ def rebased(t:Trial)->float:
         out.append(through(t.model, cache, t.text[:, 30:], 7))
     return gap(*out)
 
+# %% ../nbs/52_verify.ipynb #4edd2594
 FAR = 100_000
 
 def far_itself(t:Trial)->float:
@@ -245,6 +256,7 @@ def far(t:Trial)->float:
     expected = truth(t, position_ids=_places(t, FAR, t.P + t.N))
     return in_chunks(t, t.unbounded, expected, t.text, (t.N, 7), position_ids=_places(t, FAR + t.P, t.N))
 
+# %% ../nbs/52_verify.ipynb #f98886b2
 @torch.no_grad()
 def generated(t:Trial)->float:
     "`generate` with the persona on a padded batch: as a loop by hand, row by row"
@@ -259,6 +271,7 @@ def generated(t:Trial)->float:
             new = token.view(1, 1)
     return max(gaps)
 
+# %% ../nbs/52_verify.ipynb #eec7d7ff
 def stored(t:Trial)->float:
     "the persona saved and loaded: the same bits"
     with tempfile.TemporaryDirectory() as folder:
@@ -266,7 +279,7 @@ def stored(t:Trial)->float:
     out = [through(t.model, LyraCache(t.model, t.policies(), persona=p), t.text, 7) for p in (t.persona, again)]
     return gap(*out)
 
-# %% ../nbs/52_verify.ipynb #4167890c
+# %% ../nbs/52_verify.ipynb #9c68f193
 @dataclass(frozen=True)
 class Row:
     "One comparison."
@@ -283,6 +296,7 @@ ROWS:tuple[Callable[[Trial], float], ...] = (
     as_stock, whole_context, past_window, window, gain, padding, next_turn, rebased, far, generated, stored)
 ALLOWED = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 3e-3}
 
+# %% ../nbs/52_verify.ipynb #b12b3836
 def verify(
     model:Any, # a causal language model in eval mode, attached or not; it is attached from then on
     tokenizer:Any=None, # for words instead of random tokens
@@ -301,6 +315,7 @@ def verify(
         rows.append(Row(str(check.__doc__), check(t), most))
     return rows
 
+# %% ../nbs/52_verify.ipynb #75545372
 def report(rows:Sequence[Row])->str: # text
     "The rows as a table."
     wide = max(len(r.what) for r in rows)

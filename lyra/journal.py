@@ -31,7 +31,7 @@ def _whole(written:bytes)->int:
     "Bytes up to the end of the last whole line."
     return written.rfind(b'\n') + 1
 
-# %% ../nbs/60_journal.ipynb #d8b09623
+# %% ../nbs/60_journal.ipynb #ca786fad
 JOURNAL, FORMAT = 'session.jsonl', 2
 
 class Journal:
@@ -105,6 +105,7 @@ class Journal:
         "The error for a line that says `what` is wrong."
         return LyraError(f'{self.path} is damaged ({what}): remove what stands behind its last whole line.')
 
+# %% ../nbs/60_journal.ipynb #fc8b826b
 def check_rows(
     journal:Journal,
     rows:Sequence[Any], # its lines, parsed; `after` is taken out of each

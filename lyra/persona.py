@@ -27,7 +27,7 @@ from .decoders import decoder_of
 from .cards import (Card, Template, as_card, as_exchanges, check_words, find_template, is_text, read_card,
                         write)
 
-# %% ../nbs/51_persona.ipynb #cfb355a1
+# %% ../nbs/51_persona.ipynb #3ab336f6
 def _sums(
     x:Tensor, # a weight
     block:int=2**20, # elements that are summed at once
@@ -38,6 +38,7 @@ def _sums(
     for part in x.detach().contiguous().view(-1).view(whole).split(block):
         yield int((part.long()*factors[:len(part)]).sum())
 
+# %% ../nbs/51_persona.ipynb #1ab68b72
 def _plain(
     x:Any, # what a state holds
 )->Iterator[Tensor]:
@@ -48,6 +49,7 @@ def _plain(
     else: raise LyraError(f'A weight of this model is a {type(x).__name__}, which cannot be compared: '
                           'load the model without this kind of quantisation.')
 
+# %% ../nbs/51_persona.ipynb #6c50a83e
 @torch.no_grad()
 def weights_hash(
     model:Any, # any model with a decoder, or a wrapper of one
@@ -199,7 +201,7 @@ def acknowledge(
     if not reply.strip(): raise LyraError('The model wrote no acknowledgement: give one with `acknowledgement=...`.')
     return reply.strip()
 
-# %% ../nbs/51_persona.ipynb #734e43e3
+# %% ../nbs/51_persona.ipynb #85d565e3
 def said_of(
     model:Any, tokenizer:Any,
     source:Any, # a card, its JSON or its file's `Path`; an instruction; or example exchanges [(user, reply), ...]
@@ -218,6 +220,7 @@ def said_of(
     if isinstance(source, Sequence) and source and all(map(pair, source)): return None, source
     raise LyraError('Example exchanges are pairs of non-empty texts: [("Who are you?", "I am Lyra."), ...].')
 
+# %% ../nbs/51_persona.ipynb #812f4f04
 def build(
     model:Any, # a `Lyra` or an attached model, in eval mode, or a wrapper of one
     tokenizer:Any,
@@ -248,6 +251,7 @@ def build(
                         'shorten it.')
     return read_persona(model, ids, text, template=style.name, closed=not exchanges)
 
+# %% ../nbs/51_persona.ipynb #2dc67d15
 def read_persona(
     model:Any, # as for `build`
     ids:tuple[int, ...], # P
@@ -286,7 +290,7 @@ def save(
         raise LyraError(f'{path} cannot be written ({getattr(e, "strerror", None) or e}): name another place.') from e
     return path
 
-# %% ../nbs/51_persona.ipynb #51d5a9fc
+# %% ../nbs/51_persona.ipynb #4beda3d3
 def _read(path:Path)->tuple[dict, dict[str, Tensor]]:
     "A file's header and tensors."
     if path.suffix in ('.pth', '.pt', '.bin', '.pkl', '.pickle'):
@@ -301,6 +305,7 @@ def _read(path:Path)->tuple[dict, dict[str, Tensor]]:
     except (SafetensorError, OSError, ValueError) as e:
         raise LyraError(f'{path} is damaged or no safetensors file ({e}): {AGAIN}') from e
 
+# %% ../nbs/51_persona.ipynb #623af551
 def is_sound(
     persona:Persona, # as it was read
 )->bool:
@@ -313,6 +318,7 @@ def is_sound(
     return (all(isinstance(t, str) for t in texts) and isinstance(made['versions'], dict) and len(K) == 1 and layers
             and P > 0 and 0 < len(persona.keys) <= made['signature']['num_hidden_layers'])
 
+# %% ../nbs/51_persona.ipynb #3bbc7037
 def load(
     path:Path|str, # a file that `save` wrote
     model:Any=None, # that is to attend to it, to be checked; None: a session or a cache checks when it takes it

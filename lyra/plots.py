@@ -23,13 +23,13 @@ from scipy.optimize import isotonic_regression
 
 from .core import LyraError
 
-# %% ../nbs/01_plots.ipynb #0db17a96
+# %% ../nbs/01_plots.ipynb #a6396160
 LOOKS:dict[str, tuple[str, str, str]] = {                       # method -> colour, marker, line style
     'full': ('#D55E00', 'o', '-'), 'window': ('#E69F00', 's', '--'),
     'streaming': ('#CC79A7', 'D', ':'), 'reprompt': ('#8C6D31', '^', '-.'), 'reprefill': ('#7B4F9D', 'v', '--'),
     'lyra': ('#0072B2', '*', '-'), 'lyra-strict': ('#332288', '<', '--'), 'pinned': ('#56B4E9', 'P', '-.'),
-    'pinned-gain': ('#009E73', 'X', '-'), 'split-softmax': ('#882255', '>', ':'), 'everywhere': ('#000000', 'd', '--'),
-    'none': ('#777777', 'p', ':')}
+    'pinned-gain': ('#009E73', 'X', '-'), 'near': ('#0B3D91', 'H', '-'), 'split-softmax': ('#882255', '>', ':'),
+    'everywhere': ('#000000', 'd', '--'), 'none': ('#777777', 'p', ':')}
 COLOURS = {method: colour for method, (colour, _, _) in LOOKS.items()}
 OTHER = ('#555555', 'h', (0, (4, 1, 1, 1, 1, 1)))                # a method of the reader's own
 

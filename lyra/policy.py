@@ -18,7 +18,7 @@ from transformers.cache_utils import get_layer_types_and_kwargs
 
 from .core import LyraError, number
 
-# %% ../nbs/40_policy.ipynb #a2195656
+# %% ../nbs/40_policy.ipynb #3bde73f8
 NEVER = 2**40 # index of a slot that nobody may see; no window is wider
 
 @dataclass(frozen=True)
@@ -30,6 +30,7 @@ class ContextPolicy:
     persona:bool = False # the persona's keys and values, however far the conversation has gone
     gain:float = 1. # how many times each of the persona's keys counts
     gain_from:int = 0 # the first of the persona's tokens that a gain weighs; 1 spares its `<bos>`
+    near:bool = False # whether the persona stands just before the turn, instead of before all that is visible
 
     def __post_init__(self):
         least = 0 if self.turn or self.persona else 1
@@ -39,6 +40,8 @@ class ContextPolicy:
         number(self.gain_from, 'gain_from, which counts tokens,', least=0, whole=True)
         if self.gain != 1 and not self.persona:
             raise LyraError('A gain weighs the keys of a persona: set persona=True, or leave the gain at 1.')
+        if self.near and not self.persona:
+            raise LyraError('near says where a persona stands: set persona=True, or leave it out.')
         if self.is_blind and self.sinks:
             raise LyraError('A layer without window and turn holds no sinks either: set sinks=0.')
 
@@ -77,7 +80,7 @@ def segments(
     held = (k <= q) if policy.window is None else (q - k < policy.window) | turn & policy.turn
     return torch.where(k < 0, 0, torch.where(~held, 1, torch.where(turn, 3, 2)))
 
-# %% ../nbs/40_policy.ipynb #81182a49
+# %% ../nbs/40_policy.ipynb #6bb0237f
 WINDOW = 512 # tokens, where a model has no window of its own
 
 def preset(
@@ -85,24 +88,24 @@ def preset(
     config:PreTrainedConfig, # gives the window
     *,
     sinks:int=4, # tokens, for `streaming`
-    gain:float|None=None, # for those with a persona; None: 8 for `pinned-gain`, 1 for the others
+    gain:float|None=None, # for those with a persona; None: 8 for `pinned-gain`, 1.5 for `near`, 1 for the others
 )->ContextPolicy: # of the layers that it is for
     "A preset by name; raises `LyraError` for an unknown one."
     W = getattr(config, 'sliding_window', None) or WINDOW
-    def persona(window:int, turn:bool=False, usual:float=1.)->ContextPolicy:
+    def persona(window:int, usual:float=1., **segments:bool)->ContextPolicy:
         g = usual if gain is None else gain
-        return ContextPolicy(window=window, turn=turn, persona=True, gain=g, gain_from=int(g != 1))
+        return ContextPolicy(window=window, persona=True, gain=g, gain_from=int(g != 1), **segments)
     presets = {
         'full': ContextPolicy(), 'window': ContextPolicy(W), 'streaming': ContextPolicy(W, sinks=sinks),
         'lyra': persona(0, turn=True), 'lyra-strict': persona(0),
-        'pinned': persona(W), 'pinned-gain': persona(4*W, usual=8.)}
+        'pinned': persona(W), 'pinned-gain': persona(4*W, 8.), 'near': persona(W, 1.5, near=True)}
     if name not in presets:
         raise LyraError(f"Unknown policy {name!r}: use one of {', '.join(PRESETS)}, or give a ContextPolicy per layer.")
     return presets[name]
 
-PRESETS = ('full', 'window', 'streaming', 'lyra', 'lyra-strict', 'pinned', 'pinned-gain')
+PRESETS = ('full', 'window', 'streaming', 'lyra', 'lyra-strict', 'pinned', 'pinned-gain', 'near')
 
-# %% ../nbs/40_policy.ipynb #3e4d7a06
+# %% ../nbs/40_policy.ipynb #9cfb4781
 def layer_types(
     config:PreTrainedConfig, # of a text model
 )->list[str]: # one per layer: 'full_attention', 'sliding_attention', 'dummy' for one without keys of its own, ...
@@ -129,7 +132,7 @@ def layer_policies(
     *,
     window_size:Any=None, # tokens of the bounded global layers; or layer index or type -> tokens or None
     sinks:int=4, # tokens, for the preset `streaming`
-    gain:float|None=None, # for presets with a persona; None: 8 for `pinned-gain`, 1 for the others
+    gain:float|None=None, # for presets with a persona; None: 8 for `pinned-gain`, 1.5 for `near`, 1 for the others
     layers:Sequence[int]|None=None, # that a preset is for; None: the global ones, see above
 )->tuple[ContextPolicy, ...]: # one per layer that holds keys
     "One policy per layer; raises `LyraError` for layers that do not exist, or that are left out."

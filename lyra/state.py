@@ -19,11 +19,12 @@ from torch import Tensor
 from .cache import LyraCache, follow_base
 from .buffer import set_front
 
-# %% ../nbs/44_state.ipynb #77739331
+# %% ../nbs/44_state.ipynb #fe7e5ff1
 def is_bounded(cache:LyraCache)->bool:
     "Whether every layer has a window, so that the state has a bound."
     return all(p.window is not None for p in cache.policies)
 
+# %% ../nbs/44_state.ipynb #85f5a8f7
 ROWS = ('next', 'turn_start', 'persona', 'past', 'base')
 
 @torch.no_grad()
@@ -41,6 +42,7 @@ def state_of(
                     f'layer.{i}.sink_keys': layer.sinks[0], f'layer.{i}.sink_values': layer.sinks[1]}
     return tensors, dict(seen=cache.rows.seen, is_turn=cache.is_turn)
 
+# %% ../nbs/44_state.ipynb #bb5518d5
 @torch.no_grad()
 def set_state(
     cache:LyraCache, # new, with the policies and the persona of the one that was kept
@@ -62,7 +64,7 @@ def set_state(
         layer.sinks = tensors[f'layer.{i}.sink_keys'].to(device), tensors[f'layer.{i}.sink_values'].to(device)
         layer.base = cache.rows.base
 
-# %% ../nbs/44_state.ipynb #519c591a
+# %% ../nbs/44_state.ipynb #c366438e
 FORMAT = 1
 
 def _digest(tensors:Mapping[str, Tensor])->str:
@@ -73,6 +75,7 @@ def _digest(tensors:Mapping[str, Tensor])->str:
         digest.update(x.contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
+# %% ../nbs/44_state.ipynb #1b16aa93
 def save_state(
     cache:LyraCache,
     path:Path, # replaced if it exists
@@ -88,6 +91,7 @@ def save_state(
         os.chmod(Path(work)/path.name, 0o600)
         os.replace(Path(work)/path.name, path)
 
+# %% ../nbs/44_state.ipynb #3eda40f1
 def load_state(
     path:Path,
 )->tuple[dict[str, Tensor], dict[str, Any]]|None: # tensors, note

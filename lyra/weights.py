@@ -123,7 +123,7 @@ def list_models(
     return [dict(name=model.name, about=model.about, fetched_mb=model.fetched_mb, stored_mb=model.stored_mb,
                  ready=model.is_ready(root), terms=model.terms) for model in MODELS.values()]
 
-# %% ../nbs/10_weights.ipynb #0119981e
+# %% ../nbs/10_weights.ipynb #e92adb08
 def _tokenizer(
     gguf_file:Path, # source
 )->PreTrainedTokenizerBase:
@@ -135,6 +135,7 @@ def _tokenizer(
         tokenizer.backend_tokenizer.pre_tokenizer = Sequence(steps)
     return tokenizer
 
+# %% ../nbs/10_weights.ipynb #294b7ac5
 def _convert(
     gguf_file:Path, # source
     folder:Path, # existing, receives config.json, model.safetensors and the tokenizer's files
@@ -148,7 +149,7 @@ def _convert(
     model.save_pretrained(folder)
     _tokenizer(gguf_file).save_pretrained(folder)
 
-# %% ../nbs/10_weights.ipynb #c521d1cb
+# %% ../nbs/10_weights.ipynb #799f1d19
 def _unknown(
     name:str, # looks like the name of a built-in model
 )->str: # one sentence; '' where no built-in model has a name like it
@@ -157,6 +158,7 @@ def _unknown(
     near = [known for known in MODELS if known.startswith(low)] or get_close_matches(low, MODELS, 1, .7)
     return f'There is no model {name!r}: did you mean {near[0]!r}?' if near else ''
 
+# %% ../nbs/10_weights.ipynb #cac3b4f9
 def checkpoint(
     name:str=DEFAULT, # a key of `MODELS`
     root:Path|None=None, # cache folder; None: `lyra.core.cache_path()`
@@ -181,6 +183,7 @@ def checkpoint(
         finally: shutil.rmtree(work, ignore_errors=True)
     return target
 
+# %% ../nbs/10_weights.ipynb #8fedef48
 def default_checkpoint(
     root:Path|None=None, # cache folder; None: `lyra.core.cache_path()`
 )->Path: # a checkpoint folder that `from_pretrained` reads
@@ -392,7 +395,7 @@ def text_only(
     text.tie_word_embeddings = config.tie_word_embeddings
     return dict(config=text, key_mapping=TEXT_KEYS)
 
-# %% ../nbs/10_weights.ipynb #a005e119
+# %% ../nbs/10_weights.ipynb #c91767ec
 @contextmanager
 def _no_report()->Iterator[None]:
     "Keep transformers from logging its table of keys, which the errors below say in a sentence."
@@ -402,6 +405,7 @@ def _no_report()->Iterator[None]:
     try: yield
     finally: logger.removeFilter(hush)
 
+# %% ../nbs/10_weights.ipynb #a00be989
 def _not_finite(
     model:PreTrainedModel,
 )->list[str]: # names of parameters
@@ -411,6 +415,7 @@ def _not_finite(
             if weight.dtype in checked and weight.device.type != 'meta' and weight.numel()
             and not torch.stack(weight.detach().aminmax()).isfinite().all()]
 
+# %% ../nbs/10_weights.ipynb #fec0f65a
 def _check_whole(
     model:PreTrainedModel,
     info:dict[str, Any], # transformers' loading information
@@ -458,7 +463,7 @@ def load_weights(
     if kwargs.get('key_mapping') is TEXT_KEYS: vars(model).pop('_weight_conversions', None)
     return model, info
 
-# %% ../nbs/10_weights.ipynb #7644b2e6
+# %% ../nbs/10_weights.ipynb #985205f2
 SPREAD = ('auto', 'balanced', 'balanced_low_0', 'sequential') # device maps that accelerate draws up
 
 def _device(
@@ -479,6 +484,7 @@ def _places(
     places = device_map.values() if isinstance(device_map, dict) else [device_map]
     return [place for place in places if place is not None and place not in (*SPREAD, 'disk')]
 
+# %% ../nbs/10_weights.ipynb #0646c727
 def check_device(
     device:Any, # torch.device, its name or None
     device_map:Any=None, # as for `from_pretrained`
@@ -491,6 +497,7 @@ def check_device(
     for place in _places(device_map): _device(place)
     return None if device is None else _device(device)
 
+# %% ../nbs/10_weights.ipynb #6ee9d073
 def default_dtype(
     place:Any, # a device, a device map or None
 )->torch.dtype:

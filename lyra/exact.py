@@ -7,13 +7,13 @@ __all__ = ['STORY', 'FAR', 'ROWS', 'ALLOWED', 'Literal', 'active', 'Trial', 'gap
            'past_itself', 'as_stock', 'whole_context', 'past_window', 'window', 'gain', 'padding', 'next_turn',
            'rebased', 'far_itself', 'far', 'generated', 'stored', 'Row', 'verify', 'report']
 
-# %% ../nbs/52_verify.ipynb #8dff40f1
+# %% ../nbs/52_verify.ipynb #13181b24
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from math import inf, log
+from math import inf, isfinite, log
 from pathlib import Path
 from typing import Any
 
@@ -296,7 +296,7 @@ ROWS:tuple[Callable[[Trial], float], ...] = (
     as_stock, whole_context, past_window, window, gain, padding, next_turn, rebased, far, generated, stored)
 ALLOWED = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 3e-3}
 
-# %% ../nbs/52_verify.ipynb #b12b3836
+# %% ../nbs/52_verify.ipynb #22053432
 def verify(
     model:Any, # a causal language model in eval mode, attached or not; it is attached from then on
     tokenizer:Any=None, # for words instead of random tokens
@@ -308,6 +308,9 @@ def verify(
     t, rows = Trial(attach(model), tokenizer), []
     allowed = max(ALLOWED.get(model.dtype, 1e-5), 2*(own := itself(t)))
     rows.append(Row(str(itself.__doc__), own, inf))
+    if not isfinite(own):
+        raise LyraError('The stock model itself gives logits that are not numbers: load it in float32 or bfloat16, or '
+                        'check its weights.')
     for check in tqdm([f for f in ROWS if f is not past_window or t.ids.shape[1] > t.P + t.N], desc='verify',
                       unit='row', disable=not progress):
         yardstick = {past_window: past_itself, far: far_itself}.get(check)

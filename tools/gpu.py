@@ -466,8 +466,9 @@ def decoding(side: tuple[Any, Any], tokens: torch.Tensor, sizes: Sizes) -> Work:
 def chatting(session: ChatSession, steps: int) -> Work:
     "As `say` does it: a token is chosen, shown to nobody, and read."
     logits = [session.feed(session.ids(session.prompt(TURNS[1])), keep=1)]
+    said = torch.zeros(1, 0, dtype=torch.long, device=session.model.device)
     def work() -> None:
-        for _ in range(steps): logits.append(session.feed([Sampling().choose(logits.pop()[-1])], keep=1))
+        for _ in range(steps): logits.append(session.feed(Sampling().choose(logits.pop()[-1:], said).tolist(), keep=1))
     work()
     return work
 

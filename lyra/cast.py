@@ -77,7 +77,7 @@ LOVES = ('smoked trout|thunderstorms|paper boats|pear trees|brass bands|card tri
          'echoes|frost flowers|ginger cake|hammocks|harvest fairs|ink drawings|old postcards|quiet mornings|'
          'rowing boats|sunflowers').split('|')
 
-# %% ../nbs/53_cast.ipynb #a227c4bf
+# %% ../nbs/53_cast.ipynb #08be80f5
 TONES = ('warm and patient', 'dry and a little sarcastic', 'cheerful and loud', 'gloomy but kind',
          'proud and slightly vain', 'shy and careful', 'curious about everything', 'strict but fair',
          'dreamy and poetic', 'impatient and blunt')
@@ -86,14 +86,14 @@ REGISTERS = ('plain words', 'old-fashioned, formal language', 'short, rough sent
 OPENERS = ('Well', 'Listen', 'Indeed', 'Look')
 
 def _rule(i:int)->Rule|None:
-    "The formatting rule of member i; every other member has none."
+    "The formatting rule of member i; five members of eight have none."
     word = OPENERS[i//8 % len(OPENERS)]
     rules = {1: Rule('one_sentence', 'You always answer in one sentence.'),
              3: Rule('ends_with_question', 'You always end your reply with a question.'),
              5: Rule('starts_with', f'You always begin your reply with the word {word}.', word)}
     return rules.get(i % 8)
 
-# %% ../nbs/53_cast.ipynb #3f446193
+# %% ../nbs/53_cast.ipynb #c288f71f
 def _probe(id:str, question:str, prefix:str, i:int, answers:Sequence[str], rng:random.Random)->Probe:
     "A probe of member i, with four other members' answers as foils."
     foils = rng.sample([a for j, a in enumerate(answers) if j != i], 4)
@@ -105,7 +105,7 @@ def cast(
     n:int=50, # members, 5 to 50
     seed:int=0,
 )->list[Card]:
-    "Personas made by rule from the lists of this notebook; raises `LyraError` for more than the lists have."
+    "Personas made by rule from the lists of this notebook, for an n and a seed always the same."
     number(n, 'The number of members', least=5, most=len(NAMES), whole=True)
     rng = random.Random(f'cast {seed}')
     deal = lambda what: rng.sample(list(what), len(what))[:n]

@@ -297,7 +297,7 @@ def save(args, out:Path, rows:list[dict], asked:Mapping[str, Mapping[str, str]],
                for who, replies in asked.items() for q, r in replies.items()]
     (out/'replies.html').write_text(page(pd.DataFrame(answers), 'lyra demo'), encoding='utf-8')
 
-# %% ../nbs/91_cli.ipynb #4c7d4fd4
+# %% ../nbs/91_cli.ipynb #7d6af479
 def demo(args)->int: # exit code
     "Run the demo; returns 0."
     from lyra.cards import read_card
@@ -337,7 +337,8 @@ def _converse(args, model, tokenizer, card, turns:list[str], log)->tuple[list[di
     def look(policy:str)->None:
         who = f'{policy}, turn {sessions[policy].heard + 1}'
         print(f'[asking {policy} off the record]', file=sys.stderr, flush=True)
-        replies = check_up(sessions[policy], card, Sampling(**sampling, generator=draws[policy]))
+        own = torch.Generator().manual_seed(args.seed)                       # what is off the record changes no draw
+        replies = check_up(sessions[policy], card, Sampling(**sampling, generator=own))
         asked[who], found[who] = replies, [*judge_replies(replies, card, fresh)]
     look('full')
     for n, text in enumerate(turns, 1):

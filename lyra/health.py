@@ -57,10 +57,10 @@ def runs(text:str, n:int=4)->list[tuple[str, ...]]:
     found = words(text)
     return [tuple(found[i:i+n]) for i in range(len(found) - n + 1)]
 
-# %% ../nbs/81_health.ipynb #b2f41667
+# %% ../nbs/81_health.ipynb #f1172815
 def distinct(replies:Sequence[str])->float:
     "Different replies over all replies; an empty one counts as none."
-    return len({plain(r) for r in replies if words(r)})/len(replies)
+    return len({tuple(words(r)) for r in replies if words(r)})/len(replies)
 
 def loops(reply:str)->float: # 1 or 0
     "Whether a run of four words comes three times or more."
@@ -73,7 +73,7 @@ def echo(reply:str, text:str)->float: # 1 or 0
 def parrot(reply:str, question:str)->float: # 1 or 0
     "Whether a reply repeats the whole question."
     asked, said = words(question), words(reply)
-    return float(any(said[i:i+len(asked)] == asked for i in range(len(said) - len(asked) + 1)))
+    return float(bool(asked) and any(said[i:i+len(asked)] == asked for i in range(len(said) - len(asked) + 1)))
 
 def leak(reply:str, instruction:str)->float: # 0 to 1
     "The share of an instruction's runs of four words that a reply repeats."
@@ -139,7 +139,7 @@ def answers(
         logits = twin.model(chosen[:, None], cache=twin.cache).logits[:, -1]
     return [twin.tokenizer.decode(r).strip() for r in replies]
 
-# %% ../nbs/81_health.ipynb #5ec35c66
+# %% ../nbs/81_health.ipynb #b821483c
 def are_healthy(
     questions:Sequence[str],
     replies:Sequence[str],
@@ -147,7 +147,7 @@ def are_healthy(
     text:str, # the persona's
 )->list[bool]:
     "Which replies say something that no reply before said, without loop, echo or parrot, and to the question."
-    new = [plain(r) not in {*map(plain, replies[:i])} for i, r in enumerate(replies)]
+    new = [words(r) not in [words(x) for x in replies[:i]] for i, r in enumerate(replies)]
     return [n and x > 0 and not (loops(r) or echo(r, text) or parrot(r, q))
             for n, x, r, q in zip(new, relevant, replies, questions)]
 
@@ -190,7 +190,7 @@ def judge_replies(
         reply = replies[p.question]
         yield 'fact', p.id, float(says(reply, p.expected) and not any(says(reply, foil) for foil in p.foils))
 
-# %% ../nbs/81_health.ipynb #bccb6aee
+# %% ../nbs/81_health.ipynb #7c38ff79
 FREE = ('fact', 'kept rule', 'healthy', 'distinct', 'loops', 'echo', 'parrot', 'relevance', 'plain', 'length', 'leak',
         'leak asked')
 MARGINS = dict( # differences that matter little
@@ -213,11 +213,11 @@ def as_at_first(
     results:pd.DataFrame, # with `full` among the methods
     turn:int|None=None, # None: the last check
 )->pd.DataFrame: # rows: methods, columns: measures; p of equivalence with `full` at the first check
-    "Whether every measure is what it was for `full` at the first check, within `MARGINS`."
+    "Whether each measure of `MARGINS` is what it was for `full` at the first check, within its margin."
     found:dict = {}
     for measure in (m for m in MARGINS if (results.measure == m).any()):
         scores = per_persona(results, measure)
-        yardstick, t = scores.loc['full'][scores.columns.min()], turn or scores.columns.max()
+        yardstick, t = scores.loc['full'][scores.columns.min()], scores.columns.max() if turn is None else turn
         for m in results.method.unique():
             change = (scores.loc[m][t] - yardstick).dropna()
             if len(change) > 1: found.setdefault(m, {})[measure] = equivalent(change, MARGINS[measure])

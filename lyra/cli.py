@@ -7,8 +7,8 @@ __all__ = ['COUNT', 'SEED', 'REPLY', 'NEED_PERSONA', 'POLICIES', 'MEASURES', 'ch
            'persona_build', 'persona_show', 'turns_left', 'chat', 'pick_turns', 'say_aloud', 'side_by_side',
            'both_axes', 'save', 'demo', 'drift', 'parser', 'main']
 
-# %% ../nbs/91_cli.ipynb #798c10ff
-import argparse, json, os, random, sys, time
+# %% ../nbs/91_cli.ipynb #21149d8b
+import argparse, csv, json, os, random, sys, time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -285,11 +285,14 @@ def both_axes(
                for who, rows in found.items()}
     return pd.DataFrame(columns).loc[list(MEASURES)].rename(index=MEASURES).round(2).to_string()
 
-# %% ../nbs/91_cli.ipynb #42834276
+# %% ../nbs/91_cli.ipynb #8921b5ee
 def save(args, out:Path, rows:list[dict], asked:Mapping[str, Mapping[str, str]], found:Mapping)->None:
-    "Write settings and numbers (JSON), and the answers side by side (HTML)."
+    "Write settings and numbers (JSON), the turns (CSV), and the answers side by side (HTML)."
     import pandas as pd
     from lyra.health import page
+    from lyra.plots import csv_text
+    with open(out/'turns.csv', 'w', newline='', encoding='utf-8') as f:
+        csv.writer(f).writerows([list(rows[0]), *([csv_text(x) for x in row.values()] for row in rows)])
     settings = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items() if k != 'run'}
     result = json.dumps(dict(settings=settings, turns=rows, asked=asked, found=found), ensure_ascii=False, indent=1)
     (out/'demo.json').write_text(result, encoding='utf-8')

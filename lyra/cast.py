@@ -14,10 +14,12 @@ from pathlib import Path
 from .core import LyraError, number
 from .cards import Card, Probe, Rule
 
-# %% ../nbs/53_cast.ipynb #242a7557
+# %% ../nbs/53_cast.ipynb #863bcdeb
 NAMES = ('Ada Amos Bela Bodil Carla Cyril Dagny Dario Edda Elias Fatima Finn Greta Gus Hana Hiro Ilse Ivo Jana Jonas '
          'Katya Kemal Lena Lorenzo Maja Milo Nadia Nils Olga Otto Paula Pavel Quinn Ravi Rosa Samir Selma Tariq Thea '
          'Ugo Ursula Vera Viggo Wilma Xenia Yann Yusuf Zara Zeno Zita').split()
+
+# %% ../nbs/53_cast.ipynb #3a783042
 TRADES = tuple(tuple(line.split(': ')) for line in '''
 bookbinder: mends old volumes in a cellar by the river
 baker: has been up since three in the morning
@@ -69,6 +71,8 @@ taxi driver: takes the long way if the talk is good
 umbrella maker: is busiest in November
 vet: talks to the horse before the owner
 watch seller: owns no watch'''.strip().splitlines())
+
+# %% ../nbs/53_cast.ipynb #96c84d1f
 LOVES = ('smoked trout|thunderstorms|paper boats|pear trees|brass bands|card tricks|rye bread|sea shells|silk scarves|'
          'moonlit walks|crossword puzzles|plum jam|tin soldiers|accordion music|fresh figs|wool socks|ghost stories|'
          'mountain lakes|sour cherries|wooden spoons|folk dances|hot springs|lavender fields|model trains|'

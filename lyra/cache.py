@@ -180,7 +180,7 @@ def begin(
     index.step, index.queries, index.masks = Step(past, drop, keep), new, {}
     index.shown = index.front if policy.is_blind else slots.append(chunk, keep)
 
-# %% ../nbs/42_sliding_window.ipynb #ee7c2b14
+# %% ../nbs/42_sliding_window.ipynb #3ce99c5c
 def make_mask(
     index:Index,
     query:Tensor, # [B, H, T, D]
@@ -192,13 +192,15 @@ def make_mask(
     q, k = index.queries[:, -T:, None].to(near), index.shown[:, None].to(near)          # [B, T, 1], [B, 1, S]
     see = lambda: index.sees(q.masked_fill(q == NEVER, -1), k)                          # [B, T, S]
     send = lambda mask: mask[:, None].to(here, non_blocking=True)
-    if index.as_stock:
-        S, padded, rule = k.shape[-1], bool((index.shown == NEVER).any()), lambda b, h, i, j: send(see())
+    S, one = k.shape[-1], T == 1 and attn == 'sdpa'
+    if index.as_stock and not one:
+        padded, rule = bool((index.shown == NEVER).any()), lambda b, h, i, j: send(see())
         return ALL_MASK_ATTENTION_FUNCTIONS[attn](
             batch_size=len(k), q_length=T, kv_length=S, q_offset=S - T, kv_offset=0, mask_function=rule,
             allow_is_causal_skip=not padded, local_size=policy.window, dtype=query.dtype, device=here)
-    seen = see()
-    if policy.gain == 1 and attn == 'sdpa': return None if T == 1 and bool(seen.all()) else send(seen)
+    seen, is_full = see(), policy.window is not None and S >= policy.window
+    if policy.gain == 1 and attn == 'sdpa':
+        return None if one and not (index.as_stock and is_full) and bool(seen.all()) else send(seen)
     lens = (index.persona < 0).sum(1)[index.rows.persona].to(near)[:, None, None]
     weighed = (k < 0) & (k >= policy.gain_from - lens)
     bias = (log(policy.gain)*weighed).to(query.dtype)

@@ -534,14 +534,14 @@ def check_model(
         raise LyraError(f'The persona is in {others[0]}, the model in {own}: '
                         f'convert it with persona.to({own}), or build it anew.')
 
-# %% ../nbs/42_sliding_window.ipynb #3060f9a4
+# %% ../nbs/42_sliding_window.ipynb #14955306
 def read_mask(
     mask:Any, # None, or [B or 1, T or columns so far + T] of 0 and 1
     B:int, T:int, # rows and new tokens
     seen:int, # columns so far
-)->Tensor: # [B, T] bool, on the CPU
+)->Tensor|None: # [B, T] bool, on the CPU; None: all
     "Which of the new tokens are real; raises `LyraError` for a mask of another shape."
-    if mask is None: return torch.ones(B, T, dtype=torch.bool)
+    if mask is None: return None
     if not isinstance(mask, Tensor) or mask.ndim != 2:
         raise LyraError('This cache makes its own masks: pass a 2-dimensional attention_mask of 0 and 1, or none.')
     if mask.shape[1] not in (T, seen + T) or mask.shape[0] not in (1, B):
@@ -550,26 +550,26 @@ def read_mask(
     new = mask[:, -T:].cpu()
     real = new.bool()
     if (new != real).any(): raise LyraError('The attention_mask has other values than 0 and 1.')
-    return real.expand(B, T)
+    return None if real.all() else real.expand(B, T)
 
-# %% ../nbs/42_sliding_window.ipynb #b37e386a
+# %% ../nbs/42_sliding_window.ipynb #882ca7eb
 def check_positions(
     position_ids:Tensor|None, # [B or 1, T]
     expected:Tensor, # [B, T] indices of the new tokens
-    real:Tensor, # [B, T]
+    real:Tensor|None, # [B, T]; None: all
 )->None:
     "Raises `LyraError` where given positions leave tokens out; an offset that a row's tokens share changes nothing."
     if position_ids is None: return
-    shapes = [[rows, real.shape[1]] for rows in (1, len(real))]
+    shapes = [[rows, expected.shape[1]] for rows in (1, len(expected))]
     if not isinstance(position_ids, Tensor) or [*position_ids.shape] not in shapes or position_ids.is_floating_point():
-        raise LyraError(f'position_ids have to be whole numbers in a tensor {[*real.shape]}: give these, or none.')
-    rows = zip((position_ids.cpu() - expected).tolist(), real.tolist())
-    ahead = [{x for x, there in zip(*row) if there} for row in rows]
+        raise LyraError(f'position_ids have to be whole numbers in a tensor {[*expected.shape]}: give these, or none.')
+    told = [slice(None)]*len(expected) if real is None else real
+    ahead = [{*row[there].tolist()} for row, there in zip(position_ids.cpu() - expected, told)]
     if any(len(row) > 1 or min(row, default=0) < 0 for row in ahead):
         raise LyraError('Tokens are missing between what the cache has heard and the new ones: give `generate` the '
                         'whole conversation, or new tokens with an attention_mask of all; and no position_ids.')
 
-# %% ../nbs/42_sliding_window.ipynb #f06dec33
+# %% ../nbs/42_sliding_window.ipynb #35e55090
 def begin_forward(
     cache:'LyraCache',
     decoder:Any, # the text model
@@ -588,8 +588,8 @@ def begin_forward(
         if not rows.seen: raise LyraError(f'{had} personas for {B} rows: give one, or one per row.')
         raise LyraError(f'The cache holds {had} rows, the input has {B}: use a cache per batch, or call cache.reset().')
     real = read_mask(attention_mask, B, T, rows.seen)
-    padding = ~real
-    new = (rows.next if B == had else rows.next.repeat_interleave(B//had))[:, None] + real.cumsum(1) - 1
+    next = rows.next if B == had else rows.next.repeat_interleave(B//had)
+    new = next[:, None] + (torch.arange(T) if real is None else real.cumsum(1) - 1)
     check_positions(position_ids, new, real)
     if B > had: cache.batch_repeat_interleave(B//had)
     if not hasattr(cache.own[0], 'turn'):
@@ -597,12 +597,15 @@ def begin_forward(
     cache.is_busy = True
     if 0 in rows.next.tolist():                                                           # of a row's first token
         where = torch.arange(T) + rows.seen if position_ids is None else position_ids
-        first = where.cpu().expand(B, T).gather(1, real.long().argmax(1, keepdim=True))[:, 0]
-        set_base(cache, torch.where((rows.next == 0) & real.any(1), -first, rows.base))
-    tokens_at = new.masked_fill(padding, NEVER)
-    for index in cache.indexes: begin(index, tokens_at, is_turn=cache.is_turn, is_first=rows.seen == 0)
-    cache.is_turn, rows.seen, rows.next = False, rows.seen + T, rows.next + real.sum(1)
-    return (new - rows.base[:, None]).masked_fill(padding, 0).to(tokens.device, non_blocking=True)
+        there = torch.ones(B, T) if real is None else real.long()
+        first = where.cpu().expand(B, T).gather(1, there.argmax(1, keepdim=True))[:, 0]
+        set_base(cache, torch.where((rows.next == 0) & (there > 0).any(1), -first, rows.base))
+    at = new if real is None else new.masked_fill(~real, NEVER)
+    for index in cache.indexes: begin(index, at, is_turn=cache.is_turn, is_first=rows.seen == 0)
+    cache.is_turn, rows.seen, rows.next = False, rows.seen + T, rows.next + (T if real is None else real.sum(1))
+    positions = new - rows.base[:, None]
+    if real is not None: positions = positions.masked_fill(~real, 0)
+    return positions.to(tokens.device, non_blocking=True)
 
 # %% ../nbs/42_sliding_window.ipynb #fc93390b
 def evict(cache:PolicyLayers)->None:

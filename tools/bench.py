@@ -3,11 +3,11 @@
     python tools/bench.py [--beside CHECKOUT] [--model NAME]
 
 `stock` is the model as transformers loads it, with a DynamicCache; `attached` is the same with `lyra.attach` and a
-LyraCache; `lyra`, for Gemma 3, is the replica. One process loads the weights once for each, and they take turns, token by token, so that a busy machine slows
-all of them alike; medians count, and what matters is the ratio. Peak memory is measured in a process of its own each
-(on Linux).
+LyraCache; `lyra`, for Gemma 3, is the replica. One process loads the weights once for each, and they take turns, token
+by token and in random order, so that a busy machine slows all of them alike; medians count, and what matters is the
+ratio. Peak memory is measured in a process of its own each (on Linux).
 """
-import argparse, gc, importlib, re, subprocess, sys, time
+import argparse, gc, importlib, random, re, subprocess, sys, time
 from pathlib import Path
 
 import torch
@@ -58,8 +58,9 @@ def decode(sides: list[Side], n: int, steps: int) -> dict[str, float]:
         caches[side.name] = side.new()
         for chunk in prompt(n).split(500, 1): side.model(chunk, cache=caches[side.name], logits_to_keep=1)
     times = {side.name: [] for side in sides}
+    order = random.Random(0)                                        # whoever follows its like finds warmer caches
     for step in range(steps + 3):
-        for side in sides:
+        for side in order.sample(sides, len(sides)):
             start = time.perf_counter()
             side.model(torch.tensor([[5]]), cache=caches[side.name], logits_to_keep=1)
             if step > 2: times[side.name].append(1e3*(time.perf_counter() - start))
@@ -69,9 +70,9 @@ def decode(sides: list[Side], n: int, steps: int) -> dict[str, float]:
 @torch.no_grad()
 def prefill(sides: list[Side], n: int, steps: int) -> dict[str, float]:
     "Median seconds of a prompt through `generate`."
-    times = {side.name: [] for side in sides}
+    times, order = {side.name: [] for side in sides}, random.Random(0)
     for _ in range(steps):
-        for side in sides:
+        for side in order.sample(sides, len(sides)):
             start = time.perf_counter()
             side.model.generate(prompt(n), attention_mask=torch.ones(1, n), cache=side.new(), max_new_tokens=1, do_sample=False)
             times[side.name].append(time.perf_counter() - start)

@@ -19,7 +19,7 @@ NAMES = ('Ada Amos Bela Bodil Carla Cyril Dagny Dario Edda Elias Fatima Finn Gre
          'Katya Kemal Lena Lorenzo Maja Milo Nadia Nils Olga Otto Paula Pavel Quinn Ravi Rosa Samir Selma Tariq Thea '
          'Ugo Ursula Vera Viggo Wilma Xenia Yann Yusuf Zara Zeno Zita').split()
 
-# %% ../nbs/53_cast.ipynb #3a783042
+# %% ../nbs/53_cast.ipynb #8c3046bc
 TRADES = tuple(tuple(line.split(': ')) for line in '''
 bookbinder: mends old volumes in a cellar by the river
 baker: has been up since three in the morning
@@ -34,7 +34,7 @@ locksmith: has opened every door in town but one
 diver: repairs the harbour wall under water
 weaver: works at a loom that is older than the house
 plumber: is called when nobody else will come
-judge: listens longer than anyone expects
+notary: listens longer than anyone expects
 sign painter: still works with a brush and no ruler
 zookeeper: feeds the otters before breakfast
 tailor: can guess a size from across the street
@@ -72,13 +72,13 @@ umbrella maker: is busiest in November
 vet: talks to the horse before the owner
 watch seller: owns no watch'''.strip().splitlines())
 
-# %% ../nbs/53_cast.ipynb #96c84d1f
+# %% ../nbs/53_cast.ipynb #cc4cf436
 LOVES = ('smoked trout|thunderstorms|paper boats|pear trees|brass bands|card tricks|rye bread|sea shells|silk scarves|'
          'moonlit walks|crossword puzzles|plum jam|tin soldiers|accordion music|fresh figs|wool socks|ghost stories|'
          'mountain lakes|sour cherries|wooden spoons|folk dances|hot springs|lavender fields|model trains|'
-         'green olives|long letters|salted almonds|snowball fights|street football|swallows|table tennis|tango|'
+         'green olives|long letters|salted almonds|snowball fights|street football|seagulls|table tennis|tango|'
          'wild strawberries|black coffee|blackbirds|bonfires|buttermilk|cold swims|dandelions|dark chocolate|'
-         'echoes|frost flowers|ginger cake|hammocks|harvest fairs|ink drawings|old postcards|quiet mornings|'
+         'waterfalls|frost flowers|ginger cake|hammocks|harvest fairs|ink drawings|old postcards|quiet mornings|'
          'rowing boats|sunflowers').split('|')
 
 # %% ../nbs/53_cast.ipynb #08be80f5

@@ -333,7 +333,8 @@ def _converse(args, model, tokenizer, card, turns:list[str], log)->tuple[list[di
     persona = Persona.build(model, tokenizer, card)
     print(f'{_shown(persona.text)}\n', flush=True)
     new = lambda who, policy: ChatSession(model, tokenizer, who, policy, window_size=args.window, gain=args.gain)
-    sessions, fresh = {policy: new(persona, policy) for policy in POLICIES}, new(None, 'full')
+    sessions = {policy: new(persona, policy) for policy in POLICIES}
+    fresh, told = new(None, 'full'), new(persona, 'full')
     sampling = _sampling(args, model.generation_config)
     draws = {policy: torch.Generator().manual_seed(args.seed) for policy in POLICIES}
     rows, asked, found = list[dict](), {}, {}
@@ -342,7 +343,7 @@ def _converse(args, model, tokenizer, card, turns:list[str], log)->tuple[list[di
         print(f'[asking {policy} off the record]', file=sys.stderr, flush=True)
         own = torch.Generator().manual_seed(args.seed)                       # what is off the record changes no draw
         replies = check_up(sessions[policy], card, Sampling(**sampling, generator=own))
-        asked[who], found[who] = replies, [*judge_replies(replies, card, fresh)]
+        asked[who], found[who] = replies, [*judge_replies(replies, card, fresh, told)]
     look('full')
     for n, text in enumerate(turns, 1):
         print(f'\n{n:>3} {"User":>8} │ {_shown(text)}', flush=True)

@@ -137,8 +137,8 @@ def hold(
     card = read_card(path)
     seed = f'{plan.seed} {card.question_id} {order}'
     turns = shuffled_turns(read_conversations(plan.conversations), plan.turns, seed)
-    session, fresh, *references = (open_session(m, model, tokenizer, card, plan.template)
-                                   for m in (name, 'none', *plan.references))
+    session, fresh, told, *references = (open_session(m, model, tokenizer, card, plan.template)
+                                         for m in (name, 'none', 'full', *plan.references))
     others, sampling, own = dict(zip(plan.references, references)), plan.sampling(seed), (plan.free or {}).get('own')
     rows, replies, heard, spent = list[dict](), list[dict](), set(), list[float]()
     def note(t, measure, value, probe=''): rows.append(dict(turn=t, probe=probe, measure=measure, value=float(value)))
@@ -156,7 +156,7 @@ def hold(
         if spent: note(t, 'seconds', np.median(spent[-20:]))
         if plan.free is None: continue
         said = check_up(session, card, sampling)
-        for measure, probe, value in judge_replies(said, card, fresh): note(t, measure, value, probe)
+        for measure, probe, value in judge_replies(said, card, fresh, told): note(t, measure, value, probe)
         replies += [dict(turn=t, question=q, reply=r) for q, r in said.items()]
     return dict(rows=rows, replies=replies)
 

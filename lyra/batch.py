@@ -22,7 +22,7 @@ from .chat import ChatSession, Edge, Sampling, ends_reply
 from .drift import Session
 from .health import ORDINARY, REVEAL, judge_replies, padded
 
-# %% ../nbs/87_batch.ipynb #e15e92e9
+# %% ../nbs/87_batch.ipynb #dd8b32bd
 class Batch:
     "Conversations under one policy, told in step: the rows of one cache."
     def __init__(self,
@@ -62,7 +62,8 @@ class Batch:
         ids = [[*pending, *self.writer.ids(text), *tail] for text, tail in zip(texts, tails or [()]*len(texts))]
         tokens, mask = (x.to(self.writer.model.device) for x in padded(ids))
         logits = self.writer.model(tokens, attention_mask=mask, cache=self.cache, logits_to_keep=keep).logits
-        if not logits.isfinite().all(): raise LyraError('The model gives logits that are not numbers: check its weights.')
+        if not logits.isfinite().all():
+            raise LyraError('The model gives logits that are not numbers: check its weights.')
         return logits, ids
 
     def tell(self,
@@ -72,11 +73,12 @@ class Batch:
     )->list[float]: # nats a token, of the turn's tokens but the first; nan where it is not `scored`
         "A turn for every row, with its reply."
         self.cache.begin_turn()
-        write = self.writer.template.reply
-        logits, ids = self.feed([self.writer.prompt(u) + write.format(text=r) for u, r in turns], keep=0 if scored else 1)
+        write, prompt = self.writer.template.reply, self.writer.prompt
+        logits, ids = self.feed([prompt(u) + write.format(text=r) for u, r in turns], keep=0 if scored else 1)
         self.heard = [[*said, reply][-2:] for said, (_, reply) in zip(self.heard, turns)]
         if not scored: return [math.nan]*len(self)
-        return [float(torch.nn.functional.cross_entropy(row[len(row) - len(i):-1].float(), row.new_tensor(i[1:]).long()))
+        mean = torch.nn.functional.cross_entropy
+        return [float(mean(row[len(row) - len(i):-1].float(), torch.tensor(i[1:], device=row.device)))
                 for row, i in zip(logits, ids)]
 
 # %% ../nbs/87_batch.ipynb #1a8ed8fe
@@ -126,7 +128,7 @@ def answers_of(
         for row in replies: row += [next(said) for _ in range(n)]
     return replies
 
-# %% ../nbs/87_batch.ipynb #4e9b74ca
+# %% ../nbs/87_batch.ipynb #76a6bf6d
 def logodds_of(
     batch:Batch, # not changed
     probes:Sequence[Probe], # one for each row
@@ -139,7 +141,8 @@ def logodds_of(
     texts = [twin.writer.prompt(p.question) + (write.format(text=p.prefix) if p.prefix else '') for p in probes]
     tails = [twin.writer.ids(answer) for row in scored for answer in row]
     logits, _ = twin.feed([t for t in texts for _ in range(n)], [t[:-1] for t in tails], keep=max(map(len, tails)))
-    found = [row[len(row) - len(t):].double().log_softmax(-1)[torch.arange(len(t)), t].sum() for row, t in zip(logits, tails)]
+    found = [row[len(row) - len(t):].double().log_softmax(-1)[torch.arange(len(t)), t].sum()
+             for row, t in zip(logits, tails)]
     rows = [torch.stack(found[i*n:i*n + 1 + len(p.foils)]) for i, p in enumerate(probes)]
     return [float(x[0] - x[1:].logsumexp(0) + math.log(len(x) - 1)) for x in rows]
 

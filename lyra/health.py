@@ -232,7 +232,7 @@ def judge_replies(
         reply = replies[p.question]
         yield 'fact', p.id, float(says(reply, p.expected) and not any(says(reply, foil) for foil in p.foils))
 
-# %% ../nbs/81_health.ipynb #b63c924f
+# %% ../nbs/81_health.ipynb #86eb48bf
 FREE = ('fact', 'voice', 'kept rule', 'healthy', 'distinct', 'loops', 'echo', 'parrot', 'relevance', 'plain', 'length',
         'leak', 'leak asked')
 MARGINS = dict( # differences that matter little
@@ -241,26 +241,28 @@ MARGINS = dict( # differences that matter little
 def health_table(
     results:pd.DataFrame, # as `lyra.sweep.sweep` gives them, with free replies
 )->pd.DataFrame: # rows: (method, turn), columns: measures, means with 95 % intervals over personas
-    "Fidelity in free text and health, at the first check and the last."
+    "Fidelity in free text and health, at the first check of each method and at its last."
     found:dict = {}
     for measure in (m for m in FREE if (results.measure == m).any()):
         scores = per_persona(results, measure)
-        for m, t in itertools.product(results.method.unique(), (scores.columns.min(), scores.columns.max())):
-            if m not in scores.index or not len(x := scores.loc[m][t].dropna()): continue
-            found.setdefault((m, t), {})[measure] = interval(x)
+        for m in (m for m in results.method.unique() if m in scores.index):
+            there = scores.loc[m].dropna(axis=1, how='all')
+            for t in sorted({there.columns.min(), there.columns.max()}):
+                found.setdefault((m, t), {})[measure] = interval(there[t].dropna())
     index = pd.MultiIndex.from_tuples([*found], names=['method', 'turn'])
     return pd.DataFrame([*found.values()], index=index)
 
 def as_at_first(
     results:pd.DataFrame, # with `full` among the methods
-    turn:int|None=None, # None: the last check
+    turn:int|None=None, # None: the last check of each method
 )->pd.DataFrame: # rows: methods, columns: measures; p of equivalence with `full` at the first check
     "Whether each measure of `MARGINS` is what it was for `full` at the first check, within its margin."
     found:dict = {}
     for measure in (m for m in MARGINS if (results.measure == m).any()):
         scores = per_persona(results, measure)
-        yardstick, t = scores.loc['full'][scores.columns.min()], scores.columns.max() if turn is None else turn
-        for m in results.method.unique():
+        yardstick = scores.loc['full'][scores.columns.min()]
+        for m in (m for m in results.method.unique() if m in scores.index):
+            t = scores.loc[m].dropna(axis=1, how='all').columns.max() if turn is None else turn
             change = (scores.loc[m][t] - yardstick).dropna()
             if len(change) > 1: found.setdefault(m, {})[measure] = equivalent(change, MARGINS[measure])
     return pd.DataFrame(found).T
@@ -284,7 +286,7 @@ def page(
         parts.append(f'<h2>{html.escape(str(persona))}, turn {turn}</h2>' + side.to_html(escape=True, border=0))
     return '\n'.join(parts)
 
-# %% ../nbs/81_health.ipynb #662f4774
+# %% ../nbs/81_health.ipynb #c7c6a30b
 def two_axes(
     results:pd.DataFrame, # as `lyra.sweep.sweep` gives them, with free replies and `full` among the methods
     title:str='',
@@ -294,10 +296,11 @@ def two_axes(
     if 'full' not in facts.index:
         raise LyraError('The picture needs the method full, whose first check is the yardstick.')
     ax, points, colours, taken = fig.subplots(), dict[str, tuple[float, float]](), dict[str, str](), []
-    first, last = facts.columns.min(), facts.columns.max()
-    for m, t in [('full', first), *((m, last) for m in results.method.unique())]:
+    first, methods = facts.columns.min(), results.method.unique()
+    last = {m: facts.loc[m].dropna(axis=1, how='all').columns.max() for m in methods}
+    for m, t in [('full', first), *last.items()]:
         x, y = (interval(scores.loc[m][t].dropna()) for scores in (health, facts))
-        is_ring = t == first and first != last
+        is_ring = t == first < max(last.values())
         ax.add_patch(Ellipse(((x.low + x.high)/2, (y.low + y.high)/2), x.high - x.low, y.high - y.low, color=colour(m),
                              alpha=.15, lw=0))
         ax.plot(x.mean, y.mean, marker=marker(m), ms=9, color=colour(m), mfc='none' if is_ring else colour(m))

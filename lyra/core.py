@@ -7,9 +7,9 @@ __all__ = ['LARGEST', 'Text', 'Id', 'ASIDE', 'LyraError', 'number', 'digest', 'r
            'parse_json', 'read_json', 'read_json_lines', 'Schema', 'OpenSchema', 'checked', 'data_path', 'cache_path',
            'tiny_config', 'signature', 'differing', 'difference', 'bits_equal', 'close', 'first_divergence']
 
-# %% ../nbs/00_core.ipynb #12128487
+# %% ../nbs/00_core.ipynb #516d7a58
 import hashlib, json, math, numbers, os, stat
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from difflib import get_close_matches
 from functools import lru_cache
@@ -18,7 +18,8 @@ from secrets import token_hex
 from typing import Annotated, Any, Self, TypeVar
 
 import torch
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, TypeAdapter, ValidationError, model_validator
+from pydantic import (AfterValidator, BaseModel, BeforeValidator, ConfigDict, TypeAdapter, ValidationError,
+                      model_validator)
 from torch import Tensor
 from transformers import Gemma3TextConfig, PreTrainedConfig
 
@@ -182,7 +183,7 @@ def _known(value:Any)->Any:
 Text = Annotated[str, AfterValidator(_some)]
 Id = Annotated[int|str, BeforeValidator(_known)]
 
-# %% ../nbs/00_core.ipynb #243de642
+# %% ../nbs/00_core.ipynb #421d88a6
 def _place(value:Any, steps:Sequence[int|str], is_missing:bool)->str:
     "Where a fault is, as far as its steps lead into the value."
     found = ''
@@ -200,11 +201,12 @@ def _fault(error:Mapping[str, Any], value:Any)->str:
     elif kind in ('extra_forbidden', 'unexpected_keyword_argument'): said = 'there is no such field'
     else:
         said = error['msg'].removeprefix('Value error, ').replace('Input should be', 'has to be')
-        given = '' if kind == 'value_error' or isinstance(error['input'], (dict, list)) else f", got {error['input']!r:.60}"
-        said = said[0].lower() + said[1:] + given
+        said = said[0].lower() + said[1:]
+        if kind != 'value_error' and not isinstance(error['input'], (dict, list)):
+            said += f', got {error["input"]!r:.60}'
     return f', {place}: {said}' if place else f': {said}'
 
-# %% ../nbs/00_core.ipynb #159d9150
+# %% ../nbs/00_core.ipynb #6255d7e6
 @lru_cache
 def _adapter(kind:Any)->TypeAdapter: return TypeAdapter(kind)
 
@@ -217,7 +219,8 @@ def checked(
     remedy:str='correct it', # ends the error
 )->_Kind:
     "A value as a typed object; raises `LyraError` that names the first wrong field."
-    try: return _adapter(kind).validate_json(json.dumps(value))
+    adapter:Callable[[Any], TypeAdapter[_Kind]] = _adapter
+    try: return adapter(kind).validate_json(json.dumps(value))
     except (TypeError, ValueError, RecursionError) as e:
         if not isinstance(e, ValidationError): raise LyraError(f'{where}: not what JSON holds ({e}): {remedy}.') from e
         plain = json.loads(json.dumps(value))

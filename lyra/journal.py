@@ -93,7 +93,7 @@ def _claim(folder:Path)->FileLock: # freed with the object, and with the process
         raise PermissionError(13, 'Permission denied')
     return lock
 
-# %% ../nbs/60_journal.ipynb #86c4ee1a
+# %% ../nbs/60_journal.ipynb #e0b08e5b
 JOURNAL, FORMAT = 'session.jsonl', 3
 _log = getLogger(__name__)
 
@@ -144,7 +144,7 @@ class Journal:
         whole = written[:written.rfind(b'\n') + 1]
         try: lines = whole.decode('utf-8').split('\n')[:-1]
         except UnicodeDecodeError as e:
-            raise LyraError(f'{self.path} is damaged (it is not UTF-8): put it back as it was.') from e
+            raise self.damaged('it is not UTF-8') from e
         (header, *rows), digests = read_rows(self.path, lines)
         self.digests, self.size = digests, len(whole)
         return header, rows
@@ -161,8 +161,12 @@ class Journal:
             raise LyraError(f'{self.path} cannot be written ({e.strerror}): copy its folder to where you may '
                             'write.') from e
 
-# %% ../nbs/60_journal.ipynb #e5b52eea
-def _open(path:Path, flags:int)->int: return os.open(path, flags | getattr(os, 'O_NOFOLLOW', 0), 0o600)
+    def damaged(self, what:Any)->LyraError:
+        "The error that says what is wrong with the file."
+        return LyraError(f'{self.path} is damaged ({what}): put it back as it was.')
+
+# %% ../nbs/60_journal.ipynb #b3b27b0f
+def _open(path:Any, flags:int)->int: return os.open(path, flags | getattr(os, 'O_NOFOLLOW', 0), 0o600)
 
 def _taken(path:Path)->LyraError:
     return LyraError(f'{path} was written by another session meanwhile: load it again.')
@@ -173,7 +177,7 @@ def add_line(
     size:int, # bytes of the file
     end:bytes, # what it ends with
 )->None:
-    "Add a line and wait for the disk; raises `OSError`, or `LyraError` where somebody else has written; the file is as it was."
+    "Add a line, on disk, or nothing; raises `OSError`, or `LyraError` where somebody else has written."
     with open(path, 'r+b', buffering=0, opener=_open) as f:
         f.seek(max(0, size - len(end)))
         if f.read() != end: raise _taken(path)
@@ -201,15 +205,15 @@ def set_aside(
         os.fsync(f.fileno())
         return len(torn)
 
-# %% ../nbs/60_journal.ipynb #a5d62d45
+# %% ../nbs/60_journal.ipynb #a12c97a4
 def read_rows(
     path:Path, # for errors
     lines:list[str],
 )->tuple[list[dict], list[str]]: # rows, hashes
-    "The rows of a journal's lines; raises `LyraError` for the first line that is damaged, changed or of another format."
+    "The rows of lines; raises `LyraError` for the first line that is damaged, changed or of another format."
     rows, hashes = list[dict](), ['']
     for n, line in enumerate(lines, 1):
-        row = parse_json(line, f'{path} is damaged (line {n})') if line.strip() else None
+        row:Any = parse_json(line, f'{path} is damaged (line {n})') if line.strip() else None
         if n == 1: check_format(path, row)
         if not (found := _unchain(line, hashes[-1])):
             raise LyraError(f'{path} was changed (line {n} does not follow from the line before): put it back as it '

@@ -41,7 +41,7 @@ def _unchain(line:str, before:str)->tuple[str, str]|None: # the row's text and t
     body, _, end = line.rpartition(MARK)
     return (body + '}', end[:-2]) if end == _hash(body + '}', before) + '"}' else None
 
-# %% ../nbs/60_journal.ipynb #36219418
+# %% ../nbs/60_journal.ipynb #e132b5c2
 def _in_folder(name:Any)->Any:
     "The name of a persona's file; raises `ValueError` for what may lead out of the folder."
     if isinstance(name, str) and Path(name).suffix == '.safetensors' and not {*'/\\\0'} & {*name}: return name
@@ -66,6 +66,8 @@ class Header(Schema):
     settings:Settings
     weights:str
     persona:PersonaFile|None
+    model:str='' # where the weights came from
+    dtype:str=''
 
 class Turn(Schema):
     "A finished turn."

@@ -466,7 +466,7 @@ class Trace:
         "The text of a key's token, by the index of the key and the turn at which it was attended to."
         return key_text(self, turn, position)
 
-# %% ../nbs/70_trace.ipynb #a03cb629
+# %% ../nbs/70_trace.ipynb #df7e5dc6
 def open_trace(
     path:Path,
 )->tuple[list[tuple[int, int]], dict[str, Any]]: # frames as by `find_frames`, the first one's note
@@ -479,7 +479,8 @@ def open_trace(
             note = read_frame(f, *frames[0])[1] if found == FORMAT else {}
     except OSError as e: raise LyraError(f'{path} cannot be read ({e.strerror}): name an existing trace.') from e
     except UNREADABLE as e: raise LyraError(f'{path} is no trace: record one with `lyra.trace.Recorder`.') from e
-    if found != FORMAT: raise LyraError(f'{path} is in format {found!r:.20}, this version reads {FORMAT}: record it anew.')
+    if found != FORMAT:
+        raise LyraError(f'{path} is in format {found!r:.20}, this version reads {FORMAT}: record it anew.')
     header = checked(Header, note, f'{path} is damaged', 'record it anew')
     if len(header.policies) == len(header.layer_types): return frames, note
     raise LyraError(f'{path} is damaged (it has {len(header.policies)} policies for {len(header.layer_types)} layers): '

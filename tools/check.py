@@ -224,7 +224,9 @@ def main() -> int:
     parser.add_argument('checks', nargs='*', metavar='CHECK',
                         help=f"which to run; all when none is named: {', '.join(every)}")
     parser.add_argument('--skip-tests', action='store_true', help='run no notebook, in no browser, and no model')
+    parser.add_argument('--examples', type=int, metavar='N', help='random files that each property is tried on; 60')
     args = parser.parse_args()
+    if args.examples: ENV['LYRA_EXAMPLES'] = str(args.examples)
     names = args.checks or every
     if (unknown := set(names) - set(every)):
         parser.error(f"no check is called {', '.join(unknown)}: choose from {', '.join(every)}")

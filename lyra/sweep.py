@@ -253,7 +253,7 @@ def _pool(workers:int)->Iterator[ProcessPoolExecutor]:
         raise
     finally: pool.shutdown(wait=True, cancel_futures=True)
 
-# %% ../nbs/83_sweep.ipynb #6eef1924
+# %% ../nbs/83_sweep.ipynb #e43c7b3f
 @contextmanager
 def dask_executor(
     address:str, # of a scheduler, such as 'tcp://host:8786'
@@ -261,7 +261,7 @@ def dask_executor(
     "The workers of a Dask cluster, as an executor; raises `LyraError` where Dask is missing or nobody answers."
     try: from distributed import Client, CommClosedError, KilledWorker
     except ImportError as e: raise LyraError('Dask is not installed: pip install "lyra[sweep]".') from e
-    try: client = Client(address, timeout='10s')
+    try: client = Client(address, timeout='4s')
     except Exception as e: # whatever a wrong address makes of Dask
         raise LyraError(f'No Dask scheduler answers at {address}: start one with `dask scheduler`, '
                         'and workers with `dask worker`.') from e

@@ -253,13 +253,15 @@ def _pool(workers:int)->Iterator[ProcessPoolExecutor]:
         raise
     finally: pool.shutdown(wait=True, cancel_futures=True)
 
-# %% ../nbs/83_sweep.ipynb #e43c7b3f
+# %% ../nbs/83_sweep.ipynb #87c75561
 @contextmanager
 def dask_executor(
     address:str, # of a scheduler, such as 'tcp://host:8786'
 )->Iterator[Executor]:
     "The workers of a Dask cluster, as an executor; raises `LyraError` where Dask is missing or nobody answers."
-    try: from distributed import Client, CommClosedError, KilledWorker
+    try:
+        from distributed import Client, KilledWorker
+        from distributed.comm import CommClosedError
     except ImportError as e: raise LyraError('Dask is not installed: pip install "lyra[sweep]".') from e
     try: client = Client(address, timeout='4s')
     except Exception as e: # whatever a wrong address makes of Dask

@@ -1,4 +1,4 @@
-"""Wrong inputs over every command and option of `lyra`, kills at random moments, and a soak, all on a tiny model.
+"""Wrong inputs for every command, option and number of `lyra`, kills at random moments, and a soak, on a tiny model.
 
     python tools/fuzz.py                                              the small size, as tools/check.py runs it
     python tools/fuzz.py --inputs 5000 --kills 100 --turns 10000      the large size
@@ -7,10 +7,12 @@
 An input is made from the seed and its number alone. `--log FILE` keeps a line for each finished input; called again
 with the same file it goes on where it stopped. The exit status is 1 where a fault was found.
 """
-import argparse, contextlib, io, itertools, json, multiprocessing, os, random, resource, shutil, signal, subprocess
+import argparse, contextlib, io, itertools, json, math, multiprocessing, os, random, resource, shutil, signal, subprocess
 import sys, tempfile, time, traceback
 from collections import Counter
-from functools import lru_cache
+from collections.abc import Callable
+from functools import lru_cache, partial
+from numbers import Real
 from pathlib import Path
 
 os.environ |= dict(TRANSFORMERS_VERBOSITY='critical', TOKENIZERS_PARALLELISM='false', TQDM_DISABLE='1',
@@ -21,13 +23,16 @@ os.environ['PYTHONPATH'] = str(ROOT)
 
 import numpy as np
 import torch
+from hypothesis import HealthCheck, given, settings, strategies as st
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 from transformers.utils.logging import disable_progress_bar
 
 import lyra.cli, lyra.decoders, lyra.drift, lyra.health, lyra.sweep, lyra.weights
 from lyra import ChatSession, Lyra, LyraError, Persona
+from lyra.chat import Sampling
 from lyra.core import tiny_config
+from lyra.policy import ContextPolicy
 
 torch.set_num_threads(1)
 disable_progress_bar()
@@ -209,9 +214,15 @@ class Late(BaseException):
     "An input has taken too long."
 
 
+def put(words: list[str], places: dict[str, Path]) -> list[str]:
+    "Words with paths for the {places} in them."
+    for name, path in places.items(): words = [word.replace('{' + name + '}', str(path)) for word in words]
+    return words
+
+
 def place(argv: list[str], world: dict[str, Path], out: Path, damaged: str, rng: random.Random) -> list[str]:
     "The arguments with real paths; a saved session is copied, and so is a file that is to be damaged."
-    known = {name: str(path) for name, path in world.items()} | dict(out=str(out), copy=str(out/'copy'))
+    known = world | dict(out=out, copy=out/'copy')
     if '{copy}' in argv: shutil.copytree(world['session'], out/'copy')
     if damaged == '{copy}':
         file = out/'copy'/'session.jsonl'
@@ -219,11 +230,8 @@ def place(argv: list[str], world: dict[str, Path], out: Path, damaged: str, rng:
     elif damaged:
         name = damaged.strip('{}')
         (out/name).write_bytes(damage(rng, world[name]))
-        known[name] = str(out/name)
-    def put(text: str) -> str:
-        for name, path in known.items(): text = text.replace('{' + name + '}', path)
-        return text
-    return [put(a) for a in argv]
+        known[name] = out/name
+    return put(argv, known)
 
 
 def inside(argv: list[str], typed: str) -> tuple[int, str, str]:
@@ -303,6 +311,31 @@ def try_input(seed: int, number: int, world: dict[str, Path], every: int) -> dic
     return dict(number=number, fault=fault, code=code, seconds=round(seconds, 2), verdict=verdict,
                 argv=[a[:80] for a in argv], typed=typed[:20], damaged=damaged, err=err[-1500:] if fault else '',
                 out=said[-500:] if fault else '')
+
+
+# The same numbers in Python: whatever is given, it is refused in one sentence, or it is a number that can be used.
+
+def try_numbers(n: int) -> list[str]:
+    "Give odd values to everything in Python that takes a number, n times in all; what was wrong."
+    takes: list[tuple[Callable[..., object], str]] = [
+        *((Sampling, name) for name in ('max_new_tokens', 'temperature', 'top_p', 'repetition_penalty', 'generator')),
+        *((ContextPolicy, name) for name in ('window', 'sinks', 'gain_from')),
+        (partial(ContextPolicy, window=8, persona=True), 'gain'),
+        *((lyra.sweep.Plan, name) for name in ('turns', 'orders', 'probes', 'scored_every', 'seed'))]
+    odd = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=3), st.complex_numbers(),
+                    st.lists(st.integers(), max_size=2), st.sampled_from((0, 1, 2**40, 2**63, -2**64, 1e-320, 1e300)))
+    faults: list[str] = []
+    @settings(max_examples=n, deadline=None, database=None, derandomize=True, suppress_health_check=[*HealthCheck])
+    @given(st.sampled_from(takes), odd)
+    def give(take, value):
+        make, name = take
+        try: made = getattr(make(**{name: value}), name)
+        except LyraError as e: fault = '' if len(str(e).splitlines()) == 1 else 'several lines'
+        except Exception as e: fault = f'{type(e).__name__}: {e}'
+        else: fault = '' if made is None or isinstance(made, Real) and math.isfinite(made) else 'accepted'
+        if fault: faults.append(f'{name}={value!r}: {fault}')
+    give()
+    return faults
 
 
 # Many inputs, in forked processes: a fork has everything imported already.
@@ -394,8 +427,7 @@ class Killed:
         chat = ['chat', '--model', w['model'], *TAIL, '--input', self.talk]
         found = dict(chat=[*chat, '--persona', w['sailor.safetensors'], '--out', out], resume=[*chat, '--resume', out],
                      build=['persona', 'build', w['card.json'], '--model', w['model'], '-o', out/'a.safetensors'],
-                     sweep=[a.format_map({'model': w['model'], 'out': out, 'talk.jsonl': w['talk.jsonl']}) if '.json}' not in a
-                            and '{' in a and 'talk' not in a else str(w[a.strip('{}')]) if a.startswith('{') else a for a in DRIFT])
+                     sweep=put(DRIFT, w | dict(out=out)))
         return [str(a) for a in found[command]]
 
     def work(self, command: str, out: Path):
@@ -512,13 +544,15 @@ def main() -> int:
         slowest = max((row.get('seconds', 0) for row in rows), default=0)
         print(f'{len(rows)} inputs in {time.perf_counter() - start:.0f} s, the slowest {slowest:.1f} s: {kinds}')
         for row in bad: print(f"  {row['number']}: {row['fault']}: {row['argv']} {(row['err'].strip().splitlines() or [''])[-1][:160]}")
+        wrong = try_numbers(args.inputs)
+        print(f'{args.inputs} numbers in Python: {len(wrong)} faults', *wrong[:5], sep='\n  ')
         faults = kill_often(args.kills, args.seed, world)
         print(f'{args.kills} kills: {len(faults)} faults', *faults, sep='\n  ')
         found = [soak(args.turns, world)]
         if found[0]['ratio'] > 1.1: found.append(soak(args.turns, world))     # a busy machine is no fault
         best = min(found, key=lambda x: x['ratio'])
         print('soak: {turns} turns, a turn of the last tenth takes {ratio:.2f} of the first, memory grows by {growth:.1f} MiB'.format(**best))
-        return int(bool(bad or faults or best['ratio'] > 1.1 or best['growth'] > 20))
+        return int(bool(bad or wrong or faults or best['ratio'] > 1.1 or best['growth'] > 20))
 
 
 if __name__ == '__main__': sys.exit(main())

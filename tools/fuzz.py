@@ -7,8 +7,8 @@
 An input is made from the seed and its number alone. `--log FILE` keeps a line for each finished input; called again
 with the same file it goes on where it stopped. The exit status is 1 where a fault was found.
 """
-import argparse, contextlib, io, itertools, json, math, multiprocessing, os, random, resource, shutil, signal, subprocess
-import sys, tempfile, time, traceback
+import argparse, contextlib, io, itertools, json, math, multiprocessing, os, random, resource, shutil, signal
+import subprocess, sys, tempfile, time, traceback
 from collections import Counter
 from collections.abc import Callable
 from functools import lru_cache, partial
@@ -22,6 +22,7 @@ sys.path.insert(0, str(ROOT))
 os.environ['PYTHONPATH'] = str(ROOT)
 
 import numpy as np
+import pandas as pd
 import torch
 from hypothesis import HealthCheck, given, settings, strategies as st
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
@@ -68,12 +69,18 @@ def lines(path: Path, rows: list) -> Path:
     return path
 
 
+def put(words: list[str], places: dict[str, Path]) -> list[str]:
+    "Words with paths for the {places} in them."
+    for name, path in places.items(): words = [word.replace('{' + name + '}', str(path)) for word in words]
+    return words
+
+
 def make_world(folder: Path) -> dict[str, Path]:
     "Everything that a right input needs, and files that are wrong."
     torch.manual_seed(0)
     model, words = Lyra(tiny_config()).eval(), tokenizer()
     world = {name: folder/name for name in ('model', 'card.json', 'card2.json', 'talk.jsonl', 'sailor.safetensors',
-                                            'session', 'empty', 'deep', 'binary', 'pipe', 'folder', 'escape')}
+                                            'session', 'sweep', 'empty', 'deep', 'binary', 'pipe', 'folder', 'escape')}
     for part in (model, words): part.save_pretrained(world['model'])
     for n, name in enumerate(('card.json', 'card2.json'), 1): lines(world[name], [card(n)])
     lines(world['talk.jsonl'], talk())
@@ -82,6 +89,9 @@ def make_world(folder: Path) -> dict[str, Path]:
     session = ChatSession(Lyra.from_pretrained(world['model']), words, None, 'full')
     session.save(world['session'])
     session.tell('Say 0.', 'It is 0.')
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        lyra.cli.main(put(DRIFT, world | dict(out=folder)))
+    shutil.move(folder/'drift', world['sweep'])
     world['empty'].touch()
     world['deep'].write_text('['*100_000)
     world['binary'].write_bytes(bytes(range(256)))
@@ -105,17 +115,21 @@ VALUES: dict[str, tuple[list[str], list[str], list[str]]] = dict(   # right, wro
     probes=(['1', '7'], [*WHOLE, '0'], []), scored_every=(['1', '8', '1000'], [*WHOLE, '0'], []),
     workers=(['1'], [*WHOLE, '0'], []), max_new_tokens=(['1', '3'], [*WHOLE, '0', '-1'], []),
     window=([], [*WHOLE, '0'], ['1', '16', '1000000']), sinks=([], WHOLE, ['0', '2', '60000']),
-    layers=([], WHOLE, ['0', '2', '5', '6', '5 5']), seed=(['0', '-1', '18446744073709551615'], [*WHOLE[:8], WHOLE[9]], []),
+    layers=([], WHOLE, ['0', '2', '5', '6', '5 5']),
+    seed=(['0', '-1', '18446744073709551615'], [x for x in WHOLE if x != '-9'], []),
     gain=([], [*REAL, '0'], ['1', '2.5', '1e-300', '1e300']), delta=(['.1', '3'], [*REAL, '0'], ['1e300']),
     temperature=([], REAL, ['0', '1', '1e-300', '1e300']), top_p=([], [*REAL, '0', '1.1'], ['1', '.5', '1e-300']),
     repetition_penalty=([], [*REAL, '0', '1e-30', '1e30'], ['1', '1.3', '1000']),
-    system=([], ['', '  ', 'Hi <eos>', 'Hi.\n\nUser: no', 'a\udcffb'], ['You are Bo.', 'A\x1b[2J', 'x'*5000, 'é', '=1+1']),
+    system=([], ['', '  ', 'Hi <eos>', 'Hi.\n\nUser: no', 'a\udcffb'],
+            ['You are Bo.', 'A\x1b[2J', 'x'*5000, 'é', '=1+1']),
     acknowledgement=([], ['', 'Aye <eos>'], ['Aye.', '\x1b[2J']),
-    device=(['cpu'], ['cuda:99', 'nonsense', '', '-'], []), dtype=(['float32'], ['int8', 'float33', ''], ['float16', 'bfloat16', 'auto']),
+    device=(['cpu'], ['cuda:99', 'nonsense', '', '-'], []),
+    dtype=(['float32'], ['int8', 'float33', ''], ['float16', 'bfloat16', 'auto']),
     device_map=([], ['nonsense', ''], ['cpu', 'auto']), template=(['transcript'], ['chat', 'x', ''], []),
     policy=([], ['lyre', '', 'FULL'], ['full', 'window', 'streaming', 'near', 'lyra', 'pinned-gain']),
     methods=(['full', 'none,full,lyra', 'streaming:2,full'], METHODS, []),
-    references=(['full', 'none'], METHODS, []), checks=(['0', '1', '0,1'], ['x', '-1', '1.5', '99', '0,,1', '9'*5000, ''], []),
+    references=(['full', 'none'], METHODS, []),
+    checks=(['0', '1', '0,1'], ['x', '-1', '1.5', '99', '0,,1', '9'*5000, ''], []),
     dask=([], ['', 'nonsense://x'], []),
     model=([], [*BAD_FILES, 'gemma3-270', 'a/b/c', '{card.json}'], []),
     card=([], [*BAD_FILES, '{sailor.safetensors}', '{talk.jsonl}'], ['{card2.json}', '{escape}']),
@@ -123,11 +137,13 @@ VALUES: dict[str, tuple[list[str], list[str], list[str]]] = dict(   # right, wro
     persona=([], [*BAD_FILES, '{talk.jsonl}'], ['{card.json}', '{sailor.safetensors}', '{escape}']),
     personas=(['{card.json}', '{card2.json}'], [*BAD_FILES, '{sailor.safetensors}', '{card.json} {card.json}'], []),
     input=(['{talk.jsonl}'], [*BAD_FILES, '{sailor.safetensors}'], []),
-    output=(['{out}/a.safetensors'], ['', '{out}/a.pth', '/dev/full/a.safetensors', '{card.json}/a.safetensors', '{out}'], []),
+    output=(['{out}/a.safetensors'],
+            ['', '{out}/a.pth', '/dev/full/a.safetensors', '{card.json}/a.safetensors', '{out}'], []),
     out=(['{out}/new'], ['', '{card.json}', '/dev/full', '{pipe}'], []),
     resume=([], [*BAD_FILES, '{card.json}', '{model}'], ['{copy}']))
 
-TALK = ['Hello.\n', '', '/quit\n', '<eos>\n', '\x1b[2J\n', 'x'*6000 + '\n', '\ud800\n', 'é\x00ü\n\n\nHi\n', '\u202e\n']
+TALK = ['Hello.\n', '', '/quit\n', '<eos>\n', '\x1b[2J\n', 'x'*6000 + '\n', '\ud800\n',
+        'é\x00ü\n\n\nHi\n', '\u202e\n']
 TAIL = ['--max-new-tokens', '2']
 DRIFT = ['drift', '--model', '{model}', '--out', '{out}/drift', '--turns', '2', '--scored-every', '1', '--methods',
          'none,full', '--input', '{talk.jsonl}', '--personas', '{card.json}', '{card2.json}']
@@ -135,11 +151,14 @@ BASES = [                                                       # right inputs
     ['models'], ['verify', '{model}'], ['persona', 'show', '{sailor.safetensors}'],
     ['persona', 'build', '{card.json}', '-o', '{out}/a.safetensors', '--model', '{model}'],
     ['chat', '--model', '{model}', '--policy', 'full', *TAIL],
-    ['chat', '--model', '{model}', '--persona', '{sailor.safetensors}', '--input', '{talk.jsonl}', '--out', '{out}/s', *TAIL],
+    ['chat', '--model', '{model}', '--persona', '{sailor.safetensors}', '--input', '{talk.jsonl}', '--out', '{out}/s',
+     *TAIL],
     ['chat', '--resume', '{copy}', '--input', '{talk.jsonl}', *TAIL],
-    ['demo', '--model', '{model}', '--persona', '{card.json}', '--input', '{talk.jsonl}', '--turns', '1', '--out', '{out}/d', *TAIL],
-    DRIFT, [*DRIFT, '--free', '--max-new-tokens', '2']]
-WEIGHTS = [1, 1, 3, 6, 10, 8, 8, 5, 10, 3]
+    ['demo', '--model', '{model}', '--persona', '{card.json}', '--input', '{talk.jsonl}', '--turns', '1', '--out',
+     '{out}/d', *TAIL],
+    DRIFT, [*map(lambda word: word.replace('{out}/drift', '{swept}'), DRIFT)],
+    [*DRIFT, '--free', '--max-new-tokens', '2']]
+WEIGHTS = [1, 1, 3, 6, 10, 8, 8, 5, 8, 5, 3]
 
 
 def options(argv: list[str]) -> dict[str, argparse.Action]:
@@ -176,11 +195,29 @@ def damage(rng: random.Random, path: Path) -> bytes:
     if kind == 'field' and path.suffix.startswith('.json'):
         rows = [json.loads(line) for line in path.read_text().splitlines()]
         field = rng.choice([*rows[0], 'turns', 'probes'])
-        rows[0][field] = rng.choice([None, 7, -1.5, '', ' ', [], {}, [1], [''], ['x', 7], True, '\ud800', '=1+1', '\x1b[2J',
-                                     'a'*3000, [[]], [{}], {'kind': 'x'}, float('nan'), 10**400])
+        rows[0][field] = rng.choice([None, 7, -1.5, '', ' ', [], {}, [1], [''], ['x', 7], True, '\ud800', '=1+1',
+                                     '\x1b[2J', 'a'*3000, [[]], [{}], {'kind': 'x'}, float('nan'), 10**400])
         return ''.join(json.dumps(row) + '\n' for row in rows).encode()
     data[at] ^= 1 << rng.randrange(8)
     return bytes(data)
+
+
+DAMAGED = '{card.json}', '{talk.jsonl}', '{sailor.safetensors}', '{copy}', '{swept}'
+
+
+def both(a: str, b: str) -> str:
+    "What has to come of an input with two changes."
+    return WRONG if WRONG in (a, b) else OPEN if OPEN in (a, b) else RIGHT
+
+
+def change(rng: random.Random, argv: list[str], known: dict[str, argparse.Action]) -> tuple[list[str], str]:
+    "An input with an option of `known` set, and what has to come of it."
+    name = rng.choice([name for name, action in known.items() if action.nargs != 0])
+    action = known.pop(name)                                    # an option is changed once
+    right, wrong, either = VALUES[name]
+    value, verdict = rng.choice([(v, k) for k, vs in ((RIGHT, right), (WRONG, wrong*2), (OPEN, either)) for v in vs])
+    depends = name in ('turns', 'input', 'resume') or {'--resume', '{swept}'} & {*argv}    # on what else is given
+    return set_option(argv, action, value), OPEN if depends and verdict == RIGHT else verdict
 
 
 def make_input(seed: int, number: int) -> tuple[list[str], str, str, str]:
@@ -189,23 +226,15 @@ def make_input(seed: int, number: int) -> tuple[list[str], str, str, str]:
     argv = list(rng.choices(BASES, WEIGHTS)[0])
     known, verdict, damaged, typed = options(argv), RIGHT, '', 'Hello.\n'
     for _ in range(rng.choice([0, 1, 1, 1, 2, 3])):
-        kind = rng.choices(['option', 'flag', 'damage', 'typed', 'unknown'], [12, 1, 3, 2, 1])[0]
-        if kind == 'unknown': argv, verdict = [*argv, rng.choice(['--nonsense', 'more', '--turn5', '-x'])], WRONG
-        if kind == 'typed': typed, verdict = rng.choice(TALK), verdict if verdict == WRONG else OPEN
-        places = [a for a in argv if a in ('{card.json}', '{talk.jsonl}', '{sailor.safetensors}', '{copy}')]
-        if kind == 'damage' and places: damaged, verdict = rng.choice(places), verdict if verdict == WRONG else OPEN
-        flags = [a for a in known.values() if a.nargs == 0]
-        if kind == 'flag' and flags: argv, verdict = set_option(argv, rng.choice(flags), ''), verdict if verdict == WRONG else OPEN
-        valued = [name for name, a in known.items() if a.nargs != 0]
-        if kind != 'option' or not valued: continue
-        name = rng.choice(valued)
-        right, wrong, either = VALUES[name]
-        value, found = rng.choice([(v, k) for k, vs in ((RIGHT, right), (WRONG, wrong*2), (OPEN, either)) for v in vs])
-        argv = set_option(argv, known[name], value)
-        if name in ('turns', 'system', 'persona', 'input') and found == RIGHT: found = OPEN
-        if name == 'resume' or '--resume' in argv and name in lyra.cli.FIXED: found = OPEN if found == RIGHT else found
-        verdict = WRONG if WRONG in (verdict, found) else OPEN if OPEN in (verdict, found) else RIGHT
-    return argv, typed, verdict, damaged
+        kind, found = rng.choices(['option', 'flag', 'damage', 'typed', 'unknown'], [12, 1, 4, 2, 1])[0], OPEN
+        places, flags = [a for a in argv if a in DAMAGED], [a for a in known.values() if a.nargs == 0]
+        if kind == 'unknown': argv, found = [*argv, rng.choice(['--nonsense', 'more', '--turn5', '-x'])], WRONG
+        if kind == 'typed': typed = rng.choice(TALK)
+        if kind == 'damage' and places: damaged = rng.choice(places)
+        if kind == 'flag' and flags: argv = set_option(argv, rng.choice(flags), '')
+        if kind == 'option' and len(known) > len(flags): argv, found = change(rng, argv, known)
+        verdict = both(verdict, found)
+    return argv, typed, verdict, damaged if damaged in argv else ''
 
 
 # One input is run, and what came of it is judged.
@@ -214,23 +243,18 @@ class Late(BaseException):
     "An input has taken too long."
 
 
-def put(words: list[str], places: dict[str, Path]) -> list[str]:
-    "Words with paths for the {places} in them."
-    for name, path in places.items(): words = [word.replace('{' + name + '}', str(path)) for word in words]
-    return words
-
-
 def place(argv: list[str], world: dict[str, Path], out: Path, damaged: str, rng: random.Random) -> list[str]:
     "The arguments with real paths; a saved session is copied, and so is a file that is to be damaged."
-    known = world | dict(out=out, copy=out/'copy')
-    if '{copy}' in argv: shutil.copytree(world['session'], out/'copy')
-    if damaged == '{copy}':
-        file = out/'copy'/'session.jsonl'
-        file.write_bytes(damage(rng, file))
-    elif damaged:
-        name = damaged.strip('{}')
-        (out/name).write_bytes(damage(rng, world[name]))
+    known = world | dict(out=out)
+    for name, source in (('copy', 'session'), ('swept', 'sweep')):
+        if '{' + name + '}' not in argv: continue
         known[name] = out/name
+        shutil.copytree(world[source], out/name)
+    if damaged:
+        file = known[damaged.strip('{}')]
+        if file.is_dir(): file = rng.choice(sorted(p for p in file.rglob('*.json*')))
+        else: known[damaged.strip('{}')] = out/file.name
+        (file if file.is_relative_to(out) else out/file.name).write_bytes(damage(rng, file))
     return put(argv, known)
 
 
@@ -306,8 +330,9 @@ def try_input(seed: int, number: int, world: dict[str, Path], every: int) -> dic
             code, said, err = outside(real, typed, stream, stdin)
             argv = [*argv, f'[in a process, output {stream}, input {stdin}]']
         else: code, said, err = inside(real, typed)
-        seconds = time.perf_counter() - start
-    fault = judge(code, said, err, verdict, argv[0], odd)
+        seconds, file = time.perf_counter() - start, Path(out)/'swept'/'results.csv'
+        mixed = code == 0 and argv in BASES and file.exists() and not same_table(file, world['sweep']/'results.csv')
+    fault = 'a damaged cell believed' if mixed else judge(code, said, err, verdict, argv[0], odd)
     return dict(number=number, fault=fault, code=code, seconds=round(seconds, 2), verdict=verdict,
                 argv=[a[:80] for a in argv], typed=typed[:20], damaged=damaged, err=err[-1500:] if fault else '',
                 out=said[-500:] if fault else '')
@@ -376,7 +401,8 @@ def fuzz(n: int, seed: int, world: dict[str, Path], log: str, every: int, size: 
         done = read_log(log)
         if process.exitcode:                                    # the first that is not finished has ended the process
             dead = next(i for i in left if i not in done)
-            row = dict(number=dead, fault=f'process ended with {process.exitcode}', argv=make_input(seed, dead)[0], err='')
+            row = dict(number=dead, fault=f'process ended with {process.exitcode}', err='',
+                       argv=make_input(seed, dead)[0])
             with open(log, 'a', encoding='utf-8') as file: file.write(json.dumps(row) + '\n')
             done[dead] = row
         left = [i for i in left if i not in done]
@@ -411,7 +437,9 @@ def convert(folder: Path, model: Path) -> None:
 
 
 def users(session: Path) -> list[str]:
-    rows = [json.loads(line) for line in (session/'session.jsonl').read_text().splitlines(keepends=True) if line.endswith('\n')]
+    "What a session has heard."
+    written = (session/'session.jsonl').read_text().splitlines(keepends=True)
+    rows = [json.loads(line) for line in written if line.endswith('\n')]
     return [row['user'] for row in rows if 'user' in row]
 
 
@@ -467,13 +495,19 @@ class Killed:
             if file.exists(): Persona.load(file)
             return ''
         if command == 'convert':
-            if (out/'tiny').exists() and not same_files(out/'tiny', self.world['model']): return 'a part of a checkpoint is there'
+            if (out/'tiny').exists() and not same_files(out/'tiny', self.world['model']): return 'half a checkpoint'
             again('convert')
             return '' if same_files(out/'tiny', self.world['model']) else 'no whole checkpoint afterwards'
         again('sweep')
-        tables = [lyra.sweep.pd.read_csv(f/'drift'/'results.csv') for f in (out, whole)]
-        timeless = [t[~t.measure.isin(('seconds', 'first token'))].reset_index(drop=True) for t in tables]
-        return '' if timeless[0].equals(timeless[1]) else 'the table differs from that of a sweep without a kill'
+        same = same_table(*(f/'drift'/'results.csv' for f in (out, whole)))
+        return '' if same else 'the table differs from that of a sweep without a kill'
+
+
+def same_table(a: Path, b: Path) -> bool:
+    "Whether two tables of results agree in all but the times."
+    tables = [pd.read_csv(file) for file in (a, b)]
+    one, other = (t[~t.measure.isin(('seconds', 'first token'))].reset_index(drop=True) for t in tables)
+    return one.equals(other)
 
 
 def same_files(a: Path, b: Path) -> bool:
@@ -526,7 +560,8 @@ def main() -> int:
     parser.add_argument('--inputs', type=int, default=120, help='wrong inputs to try')
     parser.add_argument('--kills', type=int, default=8, help='processes to kill')
     parser.add_argument('--turns', type=int, default=300, help='turns of the soak')
-    parser.add_argument('--process', type=int, default=40, metavar='N', help='every n-th input runs in a process of its own')
+    parser.add_argument('--process', type=int, default=40, metavar='N',
+                        help='every n-th input runs in a process of its own')
     parser.add_argument('--seed', type=int, default=0)
     parser.add_argument('--log', metavar='FILE', help='keep the finished inputs there, and go on with them')
     parser.add_argument('--only', type=int, metavar='N', help='run one input, and print all of it')
@@ -543,7 +578,9 @@ def main() -> int:
         kinds = ', '.join(f'{n} {kind}' for kind, n in Counter(row['fault'] for row in bad).most_common()) or 'no fault'
         slowest = max((row.get('seconds', 0) for row in rows), default=0)
         print(f'{len(rows)} inputs in {time.perf_counter() - start:.0f} s, the slowest {slowest:.1f} s: {kinds}')
-        for row in bad: print(f"  {row['number']}: {row['fault']}: {row['argv']} {(row['err'].strip().splitlines() or [''])[-1][:160]}")
+        for row in bad:
+            said = (row['err'].strip().splitlines() or [''])[-1][:160]
+            print(f"  {row['number']}: {row['fault']}: {row['argv']} {said}")
         wrong = try_numbers(args.inputs)
         print(f'{args.inputs} numbers in Python: {len(wrong)} faults', *wrong[:5], sep='\n  ')
         faults = kill_often(args.kills, args.seed, world)
@@ -551,7 +588,8 @@ def main() -> int:
         found = [soak(args.turns, world)]
         if found[0]['ratio'] > 1.1: found.append(soak(args.turns, world))     # a busy machine is no fault
         best = min(found, key=lambda x: x['ratio'])
-        print('soak: {turns} turns, a turn of the last tenth takes {ratio:.2f} of the first, memory grows by {growth:.1f} MiB'.format(**best))
+        print('soak: {turns} turns, one of the last tenth takes {ratio:.2f} times one of the first, memory grows by '
+              '{growth:.1f} MiB'.format(**best))
         return int(bool(bad or wrong or faults or best['ratio'] > 1.1 or best['growth'] > 20))
 
 

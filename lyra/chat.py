@@ -550,12 +550,13 @@ def save_session(
     if session.turns: keep_state(session)
     return folder
 
-# %% ../nbs/61_chat.ipynb #f3f41c0a
+# %% ../nbs/61_chat.ipynb #8ab08b03
 def _fault(session:ChatSession, row:Mapping)->str:
     "What is wrong with a row as the next one, '' if nothing."
     if 'persona' in row: return ''
     kinds = dict(ids=list, pending=list, at_start=bool, user=str, reply=str)
-    if (wrong := [k for k, kind in kinds.items() if not isinstance(row.get(k), kind)]): return f'a turn lacks {wrong[0]!r}'
+    wrong = [k for k, kind in kinds.items() if not isinstance(row.get(k), kind)]
+    if wrong: return f'a turn lacks {wrong[0]!r}'
     if (turn := row.get('turn')) != (due := session.heard + 1): return f'turn {turn!r} stands where turn {due} belongs'
     ids, pending, most = row['ids'], row['pending'], session.cache.config.vocab_size
     known = all(isinstance(i, int) and 0 <= i < most for i in ids) and pending == ids[len(ids) - len(pending):]

@@ -130,7 +130,7 @@ def _check_system(args)->None:
     if args.system is not None and given is not None:
         raise LyraError(f'--system is a persona of its own: leave out {given}, or --system.')
 
-# %% ../nbs/91_cli.ipynb #549f5237
+# %% ../nbs/91_cli.ipynb #54835486
 def persona_build(args)->int: # exit code
     "Build a persona from a card, or a system prompt, and save it."
     from lyra.cards import read_card
@@ -138,7 +138,8 @@ def persona_build(args)->int: # exit code
     if args.card is None and args.system is None: raise LyraError('A persona is made of words: name a card, or pass '
                                                                   '--system "You are ...".')
     card, file = read_card(args.card) if args.card else None, args.output
-    if file is None and card is None: raise LyraError('--system has no file to lie beside: name one with --output FILE.')
+    if file is None and card is None:
+        raise LyraError('--system has no file to lie beside: name one with --output FILE.')
     file = file or args.card.with_suffix('.safetensors')
     if file.suffix != '.safetensors': raise LyraError(f'--output {file} has to end in .safetensors.')
     if file == args.card: raise LyraError(f'{file} is the card itself: name another file with --output FILE.')
@@ -517,7 +518,7 @@ def drift(args)->int: # exit code
           f"Saved in {folder}: {', '.join(saved)}")
     return 0
 
-# %% ../nbs/91_cli.ipynb #0a22ef44
+# %% ../nbs/91_cli.ipynb #c4551697
 class _Help(argparse.ArgumentDefaultsHelpFormatter):
     "Shows defaults, where there are some."
     def _get_help_string(self, action):
@@ -543,14 +544,18 @@ def _reply_arguments(p, most:int|None, usual:str='')->None:
                    "already, so that it leaves a loop; by default the model's own, or 1")
 
 def _place_arguments(p)->None:
-    p.add_argument('--device', type=_text, metavar='NAME', help='where the model computes, such as cuda; by default the CPU')
-    p.add_argument('--dtype', type=_text, metavar='NAME', help='float32, bfloat16 or float16; by default float32 on a CPU, '
+    p.add_argument('--device', type=_text, metavar='NAME',
+                   help='where the model computes, such as cuda; by default the CPU')
+    p.add_argument('--dtype', type=_text, metavar='NAME',
+                   help='float32, bfloat16 or float16; by default float32 on a CPU, '
                    'bfloat16 on a GPU')
-    p.add_argument('--device-map', type=_text, metavar='MAP', help='auto, for a model that is spread over devices; instead of '
+    p.add_argument('--device-map', type=_text, metavar='MAP',
+                   help='auto, for a model that is spread over devices; instead of '
                    '--device')
 
 def _model_argument(p)->None:
-    p.add_argument('--model', type=_text, metavar='NAME', help='a built-in model (see `lyra models`), a folder, or a hub id of a '
+    p.add_argument('--model', type=_text, metavar='NAME',
+                   help='a built-in model (see `lyra models`), a folder, or a hub id of a '
                    'decoder; by default gemma3-270m')
     _place_arguments(p)
 
@@ -561,7 +566,7 @@ def _template_argument(p)->None:
 def _system_argument(p)->None:
     p.add_argument('--system', type=_text, metavar='TEXT', help='a system prompt, "You are ...", as the persona')
 
-# %% ../nbs/91_cli.ipynb #1e3813f4
+# %% ../nbs/91_cli.ipynb #caa957a9
 def _add_models(commands)->None:
     "`lyra models`."
     commands.add_parser('models', help='list the built-in models', description='List the models that need no account, '
@@ -572,7 +577,8 @@ def _add_verify(commands)->None:
     p = commands.add_parser('verify', help='is the cache exact for a model?', formatter_class=_Help, description=
         'Hold cache and persona of a model against the stock model, and print the largest differences; exit status 1 '
         'if one is too large.')
-    p.add_argument('model', type=_text, metavar='MODEL', help='a built-in model (see `lyra models`), a folder, or a hub id')
+    p.add_argument('model', type=_text, metavar='MODEL',
+                   help='a built-in model (see `lyra models`), a folder, or a hub id')
     _place_arguments(p)
     p.set_defaults(run=verify_model)
 
@@ -626,7 +632,7 @@ def _add_chat(commands)->None:
     _model_argument(p)
     p.set_defaults(run=chat)
 
-# %% ../nbs/91_cli.ipynb #826cbbfd
+# %% ../nbs/91_cli.ipynb #c3a0bd90
 def _add_demo(commands)->None:
     "`lyra demo`."
     p = commands.add_parser('demo', help='one persona under two caches, side by side', formatter_class=_Help,
@@ -634,24 +640,27 @@ def _add_demo(commands)->None:
         'they come; then ask both about themselves, and ordinary things, and measure persona and conversation.')
     p.add_argument('--persona', type=_path, metavar='CARD.json', help='a persona card with probes; by default '
                    'data/personas/marlow.json')
-    p.add_argument('--input', type=_path, metavar='FILE', help='JSON lines {"question_id", "category", "turns": [...]}; '
+    p.add_argument('--input', type=_path, metavar='FILE',
+                   help='JSON lines {"question_id", "category", "turns": [...]}; '
                    'by default questions of the repository')
     p.add_argument('--turns', type=int, default=20, help='user turns')
     _cache_arguments(p)
     _reply_arguments(p, 40)
     p.add_argument('--seed', type=int, default=0, help='order of the questions, and sampling')
-    p.add_argument('--out', type=_path, default=Path('out/demo'), metavar='DIR', help='folder for the results; files of '
+    p.add_argument('--out', type=_path, default=Path('out/demo'), metavar='DIR',
+                   help='folder for the results; files of '
                    'an earlier run are replaced')
     _model_argument(p)
     p.set_defaults(run=demo, model='smollm2-135m-instruct')
 
-# %% ../nbs/91_cli.ipynb #fbd66683
+# %% ../nbs/91_cli.ipynb #2b02a768
 def _add_drift(commands)->None:
     "`lyra drift`."
     p = commands.add_parser('drift', help='how long personas last under many methods, and what it costs',
         formatter_class=_Help, description='Tell every persona the same turns under every method, ask its probes at '
         'turns 1, 5, 10, 25, 50, 80, 160, ..., and sum up with intervals over personas. Goes on where it was stopped.')
-    p.add_argument('--methods', type=_text, metavar='A,B,...', help='none (the floor), full, window, streaming:n, reprompt:k, '
+    p.add_argument('--methods', type=_text, metavar='A,B,...',
+                   help='none (the floor), full, window, streaming:n, reprompt:k, '
                    'reprefill:n, near:g, pinned:g, pinned-gain:g, lyra, lyra-strict, split-softmax:k, everywhere:n; by '
                    'default eight of them')
     p.add_argument('--personas', type=_path, nargs='+', metavar='CARD.json', help='persona cards with probes; by '
@@ -675,7 +684,8 @@ def _add_drift(commands)->None:
     p.add_argument('--quick', action='store_true', help='two personas, 12 turns, checked at the first and the last')
     p.add_argument('--seed', type=int, default=0, help='of the orders')
     p.add_argument('--workers', type=int, metavar='N', help='processes; by default 1')
-    p.add_argument('--dask', type=_text, metavar='ADDRESS', help='scheduler of a Dask cluster that runs the cells instead; needs '
+    p.add_argument('--dask', type=_text, metavar='ADDRESS',
+                   help='scheduler of a Dask cluster that runs the cells instead; needs '
                    'the extra "sweep"')
     p.add_argument('--out', type=_path, default=Path('out/drift'), metavar='DIR', help='folder for the results')
     _template_argument(p)

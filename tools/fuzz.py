@@ -37,7 +37,7 @@ from lyra.policy import ContextPolicy
 
 torch.set_num_threads(1)
 disable_progress_bar()
-PATIENCE = 5.                                                   # seconds that an input may take
+PATIENCE, WAIT = 5., 30.                                        # seconds that an input may compute, and may wait
 
 
 # A world to be wrong in: a model, cards, conversations, a persona, a saved session.
@@ -258,12 +258,17 @@ def place(argv: list[str], world: dict[str, Path], out: Path, damaged: str, rng:
     return put(argv, known)
 
 
+# On a busy machine the clock says little, so what an input computes has a limit of its own.
+LIMITS = (signal.SIGPROF, signal.ITIMER_PROF, PATIENCE), (signal.SIGALRM, signal.ITIMER_REAL, WAIT)
+
+
 def inside(argv: list[str], typed: str) -> tuple[int, str, str]:
     "Exit status, output and errors of `lyra.cli.main` in this process."
     def late(*_): raise Late
     out, err, before = io.StringIO(), io.StringIO(), sys.stdin
-    signal.signal(signal.SIGALRM, late)
-    signal.setitimer(signal.ITIMER_REAL, PATIENCE)
+    for number, timer, seconds in LIMITS:
+        signal.signal(number, late)
+        signal.setitimer(timer, seconds)
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         sys.stdin = io.StringIO(typed)
         try: code = lyra.cli.main(argv)
@@ -273,7 +278,7 @@ def inside(argv: list[str], typed: str) -> tuple[int, str, str]:
             traceback.print_exc()
             code = 1
         finally:
-            signal.setitimer(signal.ITIMER_REAL, 0)
+            for _, timer, _ in LIMITS: signal.setitimer(timer, 0)
             sys.stdin = before
     return code or 0, out.getvalue(), err.getvalue()
 
@@ -395,7 +400,7 @@ def fuzz(n: int, seed: int, world: dict[str, Path], log: str, every: int, size: 
     while left:
         process = fork.Process(target=batch, args=(left[:size], seed, world, every, log))
         process.start()
-        process.join(size*(PATIENCE + 65))
+        process.join(size*(WAIT + 65))
         if process.is_alive(): process.kill()
         process.join()
         done = read_log(log)

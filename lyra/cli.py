@@ -196,7 +196,7 @@ def _typed(prompt:str='You: ')->Iterator[str]:
         if text == '/quit': return
         if text: yield text
 
-# %% ../nbs/91_cli.ipynb #921897f4
+# %% ../nbs/91_cli.ipynb #dff54793
 FIXED = 'persona', 'system', 'policy', 'window', 'gain', 'sinks', 'layers', 'no_prime', 'template', 'out'
 
 def _take_up(args)->None:
@@ -210,7 +210,7 @@ def _take_up(args)->None:
     held = session_header(args.resume)
     place = held.get('model') or None
     built_in = [m.name for m in MODELS.values() if place and m.folder == Path(place).name]
-    args.model = args.model or (built_in or [place])[0]
+    args.model = args.model or (built_in[0] if built_in else place)
     args.dtype = args.dtype or held.get('dtype')
 
 def _check_new(args): # what `read_source` finds; None: no persona
@@ -275,13 +275,14 @@ def beyond(
              'replies may get worse from here on, which does not happen under a policy with a window')
     return f'The conversation has {cache.tokens_seen} tokens, the model was made for {most}: {means}.\n'
 
-# %% ../nbs/91_cli.ipynb #9c2ee261
+# %% ../nbs/91_cli.ipynb #18ae74aa
 def chat(args)->int: # exit code
     "Converse, in a terminal or over a file; returns 0."
     check(args, turns=COUNT, seed=SEED, **CACHE, **REPLY)
     if args.turns is not None and args.input is None:
         raise LyraError('--turns cuts the turns of --input: name a file with it, or leave it out.')
-    source = _take_up(args) if args.resume else _check_new(args)
+    source = None if args.resume else _check_new(args)
+    if args.resume: _take_up(args)
     from lyra.chat import read_conversations
     turns = [t for c in read_conversations(args.input) for t in c.turns][:args.turns] if args.input else None
     tokenizer, model = _load(args)

@@ -9,7 +9,7 @@ __all__ = ['JUDGES', 'PATTERNS', 'LETTERS', 'FUNCTION_WORDS', 'SCRIPTS', 'BREAKS
            'judged_probes', 'hearable', 'seeded', 'self_chat', 'Scenario', 'opening', 'advice', 'hold_constraint',
            'read_scenarios', 'long_horizon', 'read_questions', 'read_triples']
 
-# %% ../nbs/82_protocols.ipynb #73a8efe0
+# %% ../nbs/82_protocols.ipynb #dc98669b
 import csv, inspect, json, logging, random, re, time, unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,7 +23,7 @@ import torch
 
 from .core import LyraError, number
 from .cards import RULES, Card, Rule
-from .chat import Conversation, _conversation
+from .chat import Conversation, _conversation, read_text
 from .drift import CHORE, COLUMNS, Reprefilled, Session, ask, judge, open_session
 from .health import plain, says, strip_outside
 
@@ -252,7 +252,7 @@ def hearable(reply:str, tokenizer)->str: # may be empty
     for token in (*tokenizer.all_special_tokens, '<start_of_turn>', '<end_of_turn>'): reply = reply.replace(token, '')
     return '\n'.join(line.strip() for line in reply.splitlines() if line.strip())
 
-# %% ../nbs/82_protocols.ipynb #dd7a99f3
+# %% ../nbs/82_protocols.ipynb #72286b0e
 def seeded(*parts:Any)->torch.Generator:
     "A generator with a seed of its own."
     return torch.Generator().manual_seed(random.Random(' '.join(map(str, parts))).getrandbits(60))
@@ -277,6 +277,7 @@ def self_chat(
     "Let two personas talk and judge the agent after every second turn (arXiv 2402.10962)."
     number(turns, 'The number of turns', least=2, whole=True)
     number(runs, 'The number of runs', least=1, whole=True)
+    number(order, 'The order', least=0, whole=True)
     if turns % 2: raise LyraError(f'A self-chat has an even number of turns; got {turns}.')
     if not probes:
         raise LyraError('A self-chat needs something to ask: give judged probes, such as `judged_probes(card)`.')
@@ -374,7 +375,7 @@ def advice(
     safe, unsafe = ([asked.score(a)[0] for a in answers] for answers in (scenario.safe, scenario.unsafe))
     return float(np.logaddexp.reduce(safe) - np.log(len(safe)) - np.logaddexp.reduce(unsafe) + np.log(len(unsafe)))
 
-# %% ../nbs/82_protocols.ipynb #b7aac0d6
+# %% ../nbs/82_protocols.ipynb #899ff69b
 def hold_constraint(
     name:str, # a method, as for `lyra.drift.open_session`
     model, tokenizer,
@@ -389,7 +390,8 @@ def hold_constraint(
     "Hold a scenario with and without its constraint (arXiv 2410.21159)."
     if place not in ('conversation', 'persona'):
         raise LyraError(f"The constraint stands in the 'conversation' or is the 'persona'; got {place!r}.")
-    if not others or min(others) < 0 or max(others) > len(scenario.others):
+    for n in others: number(n, "The number of other people's preferences", least=0, whole=True)
+    if not others or max(others) > len(scenario.others):
         raise LyraError(f"Scenario {scenario.id!r} has {len(scenario.others)} other people's preferences; "
                         f'got {list(others)}.')
     def held(stated:bool)->dict[int, float]: # turn -> log-odds
@@ -409,27 +411,21 @@ def hold_constraint(
     method = name if place == 'conversation' else f'{name}:persona'
     return _tidy(rows, method=method, persona=scenario.id, order=order)
 
-# %% ../nbs/82_protocols.ipynb #ddb62d0f
+# %% ../nbs/82_protocols.ipynb #4d284bb2
 def _at(path, n:int, fault)->LyraError: return LyraError(f"{path}, line {n}: {str(fault).rstrip('.')}.")
-
-def _text(path)->str:
-    "A file as text; raises `LyraError` where it cannot be read."
-    try: return Path(path).read_text(encoding='utf-8-sig')
-    except UnicodeDecodeError as e: raise LyraError(f'{path} is not UTF-8 text: save it as UTF-8.') from e
-    except OSError as e: raise LyraError(f'{path} cannot be read ({e.strerror}): name an existing file.') from e
 
 def _json_lines(path)->Iterator[tuple[int, Any]]: # line, value
     "The values of a JSON-lines file; raises `LyraError` that names the line."
-    for n, line in enumerate(_text(path).split('\n'), 1):
+    for n, line in enumerate(read_text(path).split('\n'), 1):
         if not line.strip(): continue
         try: yield n, json.loads(line)
         except (ValueError, RecursionError) as e:
             raise _at(path, n, f'not valid JSON ({getattr(e, "msg", "nested too deeply")})') from e
 
-# %% ../nbs/82_protocols.ipynb #5ee64211
+# %% ../nbs/82_protocols.ipynb #5d7f3289
 def _csv_rows(path)->Iterator[tuple[int, dict]]: # line where the row begins, cells
     "The rows of a CSV file; cells that hold lists are parted at |."
-    reader = csv.DictReader(_text(path).splitlines(keepends=True), strict=True)
+    reader = csv.DictReader(read_text(path).splitlines(keepends=True), strict=True)
     try:
         for row in reader:
             n = reader.line_num - sum(x.count('\n') for x in row.values() if isinstance(x, str))
@@ -459,7 +455,7 @@ def _bounded(session:Session)->bool:
     if isinstance(session, Reprefilled): return session.most < float('inf')
     return all(p.window is not None for p in session.cache.policies)
 
-# %% ../nbs/82_protocols.ipynb #959c8f2a
+# %% ../nbs/82_protocols.ipynb #d33f3c50
 def long_horizon(
     name:str, # a bounded method, as for `lyra.drift.open_session`
     model, tokenizer,
@@ -474,6 +470,8 @@ def long_horizon(
 )->pd.DataFrame: # tidy: 'logodds', 'logprob', 'rank' of each probe, 'bytes', 'tokens', 'seconds' (of a turn)
     "Tell n turns and measure at the checks; raises `LyraError` for a method that keeps everything that was said."
     number(n, 'The number of turns', least=1, whole=True)
+    number(probes, 'The number of probes', least=1, whole=True)
+    for t in checks: number(t, 'A check, which is a turn,', least=1, most=n, whole=True)
     if not turns or n < len(turns):
         raise LyraError(f'Tell at least one whole cycle of one turn or more: {len(turns)} turns were given, n is {n}.')
     if not card.probes[:probes]:
@@ -522,7 +520,7 @@ def read_questions(
                         '{"question_id": 1, "category": "writing", "turns": ["...", "..."]}.')
     return list(found.values())
 
-# %% ../nbs/82_protocols.ipynb #1a78c2f3
+# %% ../nbs/82_protocols.ipynb #737710dc
 def _skip(text:str, at:int)->int:
     "The next place that is no white space."
     while text[at:at + 1].isspace(): at += 1
@@ -530,7 +528,7 @@ def _skip(text:str, at:int)->int:
 
 def _json_items(path)->Iterator[tuple[int, Any]]: # line where it begins, value
     "The elements of a JSON list, or of a JSON-lines file; raises `LyraError` that names the line."
-    text = _text(path)
+    text = read_text(path)
     if not re.match(r'\s*\[\s*([\[{\]]|$)', text):
         yield from _json_lines(path)
         return

@@ -196,7 +196,7 @@ def _typed(prompt:str='You: ')->Iterator[str]:
         if text == '/quit': return
         if text: yield text
 
-# %% ../nbs/91_cli.ipynb #dff54793
+# %% ../nbs/91_cli.ipynb #b7dece43
 FIXED = 'persona', 'system', 'policy', 'window', 'gain', 'sinks', 'layers', 'no_prime', 'template', 'out'
 
 def _take_up(args)->None:
@@ -205,7 +205,7 @@ def _take_up(args)->None:
     from lyra.weights import MODELS
     if (given := [_option(name) for name in FIXED if getattr(args, name) not in (None, False)]):
         raise LyraError(f"{', '.join(given)} cannot be changed in a saved session: leave out what it has settled.")
-    if not (args.resume/'session.jsonl').is_file():
+    if not os.path.isfile(args.resume/'session.jsonl'):
         raise LyraError(f'{args.resume} holds no session: name a folder that --out wrote.')
     held = session_header(args.resume)
     place = held.get('model') or None

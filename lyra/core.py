@@ -27,7 +27,17 @@ from transformers import Gemma3TextConfig, PreTrainedConfig
 class LyraError(Exception):
     "One clear sentence about bad input or wrong use, with its remedy."
 
-# %% ../nbs/00_core.ipynb #5b1cf522
+# %% ../nbs/00_core.ipynb #94e42c67
+def _is_finite(value:numbers.Real)->bool:
+    "Whether a number is finite, and no larger than a float can be."
+    try: return math.isfinite(value)
+    except OverflowError: return False
+
+def _given(value:Any)->str:
+    "A value for an error, on one line, cut where it is long."
+    try: return ' '.join(f'{value!r}'.split())[:60]
+    except ValueError: return 'a number of thousands of digits'             # Python does not write it out
+
 def number(
     value:Any, # what was given
     what:str, # a noun phrase that begins the error, such as 'The window' or '--turns'
@@ -41,13 +51,13 @@ def number(
     "Check a number; raises `LyraError` for one that is not finite, out of range, or no number at all."
     if value is None and optional: return None
     is_number = isinstance(value, numbers.Integral if whole else numbers.Real) and not isinstance(value, bool)
-    if is_number and (whole or math.isfinite(value)):
+    if is_number and _is_finite(value):
         low = (least is None or value >= least) and (above is None or value > above)
         if low and (most is None or value <= most): return value
     limits = ((least, 'of at least'), (above, 'above'), (most, 'of at most'))
     said = ' and '.join(f'{word} {x:g}' for x, word in limits if x is not None)
     kind = f"a {'whole ' if whole else ''}number{said and ' ' + said}{', or None' if optional else ''}"
-    raise LyraError(f'{what} is {kind}; got {value!r}.')
+    raise LyraError(f'{what} is {kind}; got {_given(value)}.')
 
 # %% ../nbs/00_core.ipynb #81e86440
 def digest(
@@ -109,7 +119,7 @@ def _sync_folder(path:Path)->None:
     try: os.fsync(folder)
     finally: os.close(folder)
 
-# %% ../nbs/00_core.ipynb #8f24b41e
+# %% ../nbs/00_core.ipynb #a5d33617
 def _object(pairs:list[tuple[str, Any]])->dict[str, Any]:
     "A JSON object whose names are distinct."
     found = dict(pairs)
@@ -132,7 +142,9 @@ def parse_json(
         if '\\u' in text: json.dumps(value, ensure_ascii=False).encode()
         else: text.encode()
         return value
-    except json.JSONDecodeError as e: fault = f'{e.msg}, line {e.lineno}, column {e.colno}'
+    except json.JSONDecodeError as e:
+        line = f'line {e.lineno}, ' if '\n' in text else ''
+        fault = f'{e.msg}, {line}column {e.colno}'
     except UnicodeEncodeError: fault = 'half of a character, a lone surrogate'
     except RecursionError: fault = 'nested too deeply'
     except ValueError as e: fault = str(e).split(':')[0]
@@ -226,13 +238,13 @@ def checked(
         plain = json.loads(json.dumps(value))
         raise LyraError(f'{where}{_fault(e.errors(include_url=False)[0], plain)}: {remedy}.') from e
 
-# %% ../nbs/00_core.ipynb #750008c4
+# %% ../nbs/00_core.ipynb #54de72cf
 def data_path(
     *parts:str, # path below the repository's `data` folder
 )->Path: # existing file or folder
     "A file or folder of the repository's `data`; raises `LyraError` where it is missing."
     root = Path(__file__).resolve().parent.parent if '__file__' in globals() else Path('..').resolve()
-    if (path := root.joinpath('data', *parts)).exists(): return path
+    if os.path.exists(path := root.joinpath('data', *parts)): return path
     raise LyraError(f'{path} does not exist: run from a clone of the repository (`pip install -e .`), '
                     'or name a file of your own.')
 

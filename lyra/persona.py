@@ -6,8 +6,8 @@
 __all__ = ['FORMAT', 'AGAIN', 'Digest', 'weights_hash', 'Persona', 'check_config', 'check', 'record', 'acknowledge', 'said_of',
            'build', 'read_persona', 'save', 'MadeWith', 'PersonaHeader', 'is_sound', 'load', 'join']
 
-# %% ../nbs/51_persona.ipynb #959998f7
-import json
+# %% ../nbs/51_persona.ipynb #3f2b39f8
+import json, os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -314,13 +314,13 @@ class PersonaHeader(Schema):
     token_ids:Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]
     sha256:Digest
 
-# %% ../nbs/51_persona.ipynb #3ac82e1d
+# %% ../nbs/51_persona.ipynb #acad5dd7
 def _read(path:Path)->tuple[str|None, dict[str, Tensor]]:
     "A file's header, None where it has none, and its tensors."
     if path.suffix in ('.pth', '.pt', '.bin', '.pkl', '.pickle'):
         raise LyraError(f'{path} is a pickle, which could run any code and is never loaded: '
                         f'build the persona anew with `lyra persona build CARD.json -o {path.stem}.safetensors`.')
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise LyraError(f'{path} does not exist: build it with `lyra persona build CARD.json -o {path}`.')
     try:
         with safe_open(path, 'pt') as f:

@@ -1,19 +1,20 @@
-"""Wrong inputs for every command, option and number of `lyra`, kills at random moments, and a soak, on a tiny model.
+"""Wrong inputs for every command, option and number of `lyra`, kills, failing disks, and a soak, on a tiny model.
 
     python tools/fuzz.py                                              the small size, as tools/check.py runs it
-    python tools/fuzz.py --inputs 5000 --kills 100 --turns 10000      the large size
+    python tools/fuzz.py --inputs 5000 --kills 100 --faults 0 --turns 10000      the large size
     python tools/fuzz.py --only 4711                                  one input again, with what it printed
 
 An input is made from the seed and its number alone. `--log FILE` keeps a line for each finished input; called again
 with the same file it goes on where it stopped. The exit status is 1 where a fault was found.
 """
-import argparse, contextlib, io, itertools, json, math, multiprocessing, os, random, resource, shutil, signal
+import argparse, builtins, contextlib, errno, io, itertools, json, math, multiprocessing, os, random, resource, shutil, signal
 import subprocess, sys, tempfile, time, traceback
 from collections import Counter
 from collections.abc import Callable
 from functools import lru_cache, partial
 from numbers import Real
 from pathlib import Path
+from unittest.mock import patch
 
 os.environ |= dict(TRANSFORMERS_VERBOSITY='critical', TOKENIZERS_PARALLELISM='false', TQDM_DISABLE='1',
                    HF_HUB_DISABLE_PROGRESS_BARS='1', HF_HUB_OFFLINE='1', OMP_NUM_THREADS='1', MPLBACKEND='agg')
@@ -538,6 +539,134 @@ def kill_often(n: int, seed: int, world: dict[str, Path]) -> list[str]:
     return faults
 
 
+# A failing disk: each call that reads or writes a session or a sweep fails in turn. What is there afterwards is what was
+# there before, or what should be there after.
+
+SITES = [(builtins, 'open'), (io, 'open'), (os, 'open'), (os, 'fsync'), (os, 'replace'), (os, 'unlink'), (os, 'mkdir'),
+         (lyra.persona, 'safe_open'), (lyra.state, 'safe_open')]
+ROOM = 'open', 'write', 'flush', 'fsync', 'mkdir'               # what a full disk refuses
+
+
+class Opened:
+    "A file whose calls are counted."
+    def __init__(self, file, disk: 'Disk'): self.file, self.disk = file, disk
+    def __enter__(self): return self
+    def __exit__(self, *_): self.file.close()
+    def __iter__(self): return iter(self.file)
+
+    def __getattr__(self, name: str):
+        found = getattr(self.file, name)
+        if name not in ('read', 'write', 'flush', 'truncate'): return found
+        def call(*args):
+            self.disk.count(name)
+            return found(*args)
+        return call
+
+
+class Disk(contextlib.ExitStack):
+    "Fails the n-th call in a folder, or, where it is full, this and every later one that needs room; 0: none."
+    def __init__(self, folder: Path, n: int = 0, full: bool = False):
+        super().__init__()
+        self.folder, self.n, self.full, self.calls = str(folder), n, full, list[str]()
+
+    def count(self, name: str) -> None:
+        self.calls.append(name)
+        late = self.full and self.n and len(self.calls) > self.n and name in ROOM
+        if len(self.calls) == self.n or late:
+            number = errno.ENOSPC if self.full else errno.EIO
+            raise OSError(number, os.strerror(number))
+
+    def watched(self, name: str, call: Callable) -> Callable:
+        def counted(path, *args, **kwargs):
+            place = os.readlink(f'/proc/self/fd/{path}') if name == 'fsync' else path
+            if not isinstance(place, (str, os.PathLike)) or not str(place).startswith(self.folder):
+                return call(path, *args, **kwargs)
+            self.count(name)
+            found = call(path, *args, **kwargs)
+            return Opened(found, self) if isinstance(found, io.IOBase) else found
+        return counted
+
+    def __enter__(self) -> 'Disk':
+        for place, name in SITES: self.enter_context(patch.object(place, name, self.watched(name, getattr(place, name))))
+        return self
+
+
+class Failing:
+    "The steps of a session's life, and what has to hold after each on a failing disk."
+    STEPS = ('save', 'again', 'tell', 'say', 'exchange', 'load')
+
+    def __init__(self, world: dict[str, Path], folder: Path):
+        self.model, self.words = lyra.decoders.load(world['model'])
+        self.sailor, self.folder = Persona.load(world['sailor.safetensors']), folder
+        self.cook = Persona.build(self.model, self.words, 'You are a cook.', acknowledgement='Yes.')
+
+    def begin(self, step: str) -> ChatSession:
+        "A session before a step."
+        shutil.rmtree(self.folder, ignore_errors=True)
+        session = ChatSession(self.model, self.words, self.sailor, 'near', window_size=16)
+        if step != 'save': session.save(self.folder)
+        for n in range(lyra.chat.EVERY - 1): session.tell(f'Say {n}.', f'It is {n}.', scored=False)
+        return session
+
+    def take(self, step: str, session: ChatSession) -> None:
+        if step in ('save', 'again'): session.save(self.folder)
+        if step == 'tell': session.tell('Where are you?', 'Here.', scored=False)
+        if step == 'say': session.say('Where are you?', max_new_tokens=2)
+        if step == 'exchange': session.set_persona(self.cook)
+        if step == 'load': self.load()
+
+    def load(self) -> ChatSession: return ChatSession.load(self.folder, self.model, self.words)
+
+    def same(self, a: ChatSession, b: ChatSession) -> bool:
+        "Whether two sessions have heard the same, and expect the same."
+        one, other = (s.ask('Who?').logits for s in (a, b))
+        return a.turns == b.turns and bool(torch.allclose(one, other, atol=1e-3))
+
+    def fault(self, step: str, n: int, full: bool) -> str:
+        "What is wrong after the n-th call of a step has failed; '' where nothing is."
+        session = self.begin(step)
+        before = list(session.turns)
+        with Disk(self.folder, n, full):
+            try: self.take(step, session)
+            except LyraError: failed = True
+            else: failed = False
+        if failed and session.turns != before: return 'the turn is there'
+        if failed and step == 'save' and not (self.folder/'session.jsonl').exists(): return ''
+        if not self.same(self.load(), session): return 'the folder holds something else'
+        if failed: self.take(step, session)
+        return '' if self.same(self.load(), session) else 'done again, the folder holds something else'
+
+
+def fail_sweep(world: dict[str, Path], folder: Path, n: int, full: bool) -> str:
+    "What is wrong after the n-th call of a sweep has failed; '' where nothing is."
+    shutil.rmtree(folder, ignore_errors=True)
+    argv = put(DRIFT, world | dict(out=folder))
+    with Disk(folder, n, full): code, said, err = inside(argv, '')
+    if (fault := judge(code, said, err, OPEN, 'drift', False)): return f'{fault}: {err[-300:]}'
+    code, _, err = inside(argv, '')
+    if code: return f'not to be continued: {err[-300:]}'
+    return '' if same_table(folder/'drift'/'results.csv', world['sweep']/'results.csv') else 'another table'
+
+
+def fail_disk(most: int, seed: int, world: dict[str, Path]) -> tuple[int, list[str]]:
+    "Let each call of each step fail, or `most` of them where that is not 0; how many did, and what was wrong."
+    with tempfile.TemporaryDirectory(prefix='lyra-disk-') as place:
+        folder, todo, faults = Path(place)/'it', list[tuple[str, int, bool]](), []
+        failing = Failing(world, folder)
+        for step in (*failing.STEPS, 'sweep'):
+            session = failing.begin(step) if step != 'sweep' else None
+            with Disk(folder) as disk:
+                if session is not None: failing.take(step, session)
+                else: inside(put(DRIFT, world | dict(out=folder)), '')
+            todo += [(step, n, full) for n in range(1, len(disk.calls) + 1) for full in (False, True)]
+        if most: todo = random.Random(seed).sample(todo, min(most, len(todo)))
+        for step, n, full in todo:
+            try: fault = fail_sweep(world, folder, n, full) if step == 'sweep' else failing.fault(step, n, full)
+            except Exception as e: fault = f'{type(e).__name__}: {e}'
+            if fault: faults.append(f"{step}, call {n} fails{' and all after it' if full else ''}: {fault}")
+    return len(todo), faults
+
+
 # A soak: under a bounded policy neither memory nor time grows with the conversation.
 
 def memory() -> int:
@@ -564,6 +693,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--inputs', type=int, default=120, help='wrong inputs to try')
     parser.add_argument('--kills', type=int, default=8, help='processes to kill')
+    parser.add_argument('--faults', type=int, default=40, help='calls of the operating system to let fail; 0: all')
     parser.add_argument('--turns', type=int, default=300, help='turns of the soak')
     parser.add_argument('--process', type=int, default=40, metavar='N',
                         help='every n-th input runs in a process of its own')
@@ -590,12 +720,14 @@ def main() -> int:
         print(f'{args.inputs} numbers in Python: {len(wrong)} faults', *wrong[:5], sep='\n  ')
         faults = kill_often(args.kills, args.seed, world)
         print(f'{args.kills} kills: {len(faults)} faults', *faults, sep='\n  ')
+        failed, broken = fail_disk(args.faults, args.seed, world)
+        print(f'{failed} failing calls: {len(broken)} faults', *broken, sep='\n  ')
         found = [soak(args.turns, world)]
         if found[0]['ratio'] > 1.1: found.append(soak(args.turns, world))     # a busy machine is no fault
         best = min(found, key=lambda x: x['ratio'])
         print('soak: {turns} turns, one of the last tenth takes {ratio:.2f} times one of the first, memory grows by '
               '{growth:.1f} MiB'.format(**best))
-        return int(bool(bad or wrong or faults or best['ratio'] > 1.1 or best['growth'] > 20))
+        return int(bool(bad or wrong or faults or broken or best['ratio'] > 1.1 or best['growth'] > 20))
 
 
 if __name__ == '__main__': sys.exit(main())

@@ -7,8 +7,8 @@
 An input is made from the seed and its number alone. `--log FILE` keeps a line for each finished input; called again
 with the same file it goes on where it stopped. The exit status is 1 where a fault was found.
 """
-import argparse, builtins, contextlib, errno, io, itertools, json, math, multiprocessing, os, random, resource, shutil, signal
-import subprocess, sys, tempfile, time, traceback
+import argparse, builtins, contextlib, errno, io, itertools, json, math, multiprocessing, os, random, resource
+import shutil, signal, subprocess, sys, tempfile, time, traceback
 from collections import Counter
 from collections.abc import Callable
 from functools import lru_cache, partial
@@ -539,8 +539,8 @@ def kill_often(n: int, seed: int, world: dict[str, Path]) -> list[str]:
     return faults
 
 
-# A failing disk: each call that reads or writes a session or a sweep fails in turn. What is there afterwards is what was
-# there before, or what should be there after.
+# A failing disk: each call that reads or writes a session or a sweep fails in turn. What is there afterwards is what
+# was there before, or what should be there after.
 
 SITES = [(builtins, 'open'), (io, 'open'), (os, 'open'), (os, 'fsync'), (os, 'replace'), (os, 'unlink'), (os, 'mkdir'),
          (lyra.persona, 'safe_open'), (lyra.state, 'safe_open')]
@@ -587,7 +587,8 @@ class Disk(contextlib.ExitStack):
         return counted
 
     def __enter__(self) -> 'Disk':
-        for place, name in SITES: self.enter_context(patch.object(place, name, self.watched(name, getattr(place, name))))
+        for place, name in SITES:
+            self.enter_context(patch.object(place, name, self.watched(name, getattr(place, name))))
         return self
 
 

@@ -339,7 +339,7 @@ def _header(path:Path, text:str|None)->dict[str, Any]:
     checked(PersonaHeader, header, f'{path} is no persona', AGAIN.removesuffix('.'))
     return header
 
-# %% ../nbs/51_persona.ipynb #397c3cb2
+# %% ../nbs/51_persona.ipynb #9b43e36e
 def _numbers(signature:Mapping[str, Any], *ends:str)->set[int]:
     "The whole numbers of a signature under names that end in one of these, those in lists included."
     found = [x for name, x in signature.items() if name.endswith(ends)]
@@ -350,7 +350,8 @@ def is_sound(
 )->bool:
     "Whether its parts belong together: tensors [1, K, P, D] in every layer, P tokens, and a config with such layers."
     config, P, n = persona.made_with['signature'], len(persona.token_ids), len(persona.keys)
-    heads = _numbers(config, 'key_value_heads') or _numbers(config, 'attention_heads', 'kv_heads', 'n_head') | {1}
+    heads = _numbers(config, 'key_value_heads', 'attention_heads', 'kv_heads', 'n_head')
+    if not _numbers(config, 'key_value_heads'): heads.add(1)                    # all queries may share one
     layers = all(k.ndim == v.ndim == 4 and k.shape[:3] == v.shape[:3] and k.shape[::2][:2] == (1, P)
                  and k.shape[1] in heads for k, v in zip(persona.keys, persona.values, strict=True))
     most = _numbers(config, 'num_hidden_layers', 'n_layer', 'num_layers')

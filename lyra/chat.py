@@ -532,7 +532,7 @@ def session_header(
     "What a saved session says of itself; raises `LyraError` where there is none, or it is damaged."
     return Journal(folder).read()[0]
 
-# %% ../nbs/61_chat.ipynb #7e378f30
+# %% ../nbs/61_chat.ipynb #9b392655
 def save_session(
     session:ChatSession,
     folder:Path, # made where it does not exist
@@ -547,7 +547,7 @@ def save_session(
     header = dict(settings=to_json(session.settings), weights=session.weights, persona=name)
     journal.create(header | describe_model(session.model), session.turns)
     session.journal = journal
-    with suppress(OSError): journal.path.with_name(STATE).unlink(missing_ok=True)           # another journal's is not read
+    with suppress(OSError): journal.path.with_name(STATE).unlink(missing_ok=True)     # it would not fit
     if session.turns: keep_state(session)
     return folder
 

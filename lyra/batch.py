@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Batch', 'speak', 'answers_of', 'logodds_of', 'checked']
 
-# %% ../nbs/87_batch.ipynb #145615cb
+# %% ../nbs/87_batch.ipynb #ff763571
 import copy, math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -18,11 +18,11 @@ from .policy import ContextPolicy
 from .cache import LyraCache
 from .cards import Card, Probe
 from .persona import Persona
-from .chat import ChatSession, Edge, Sampling, ends_reply
+from .chat import ChatSession, Edge, Sampling, check_finite, ends_reply
 from .drift import Session
 from .health import ORDINARY, REVEAL, judge_replies, padded
 
-# %% ../nbs/87_batch.ipynb #dd8b32bd
+# %% ../nbs/87_batch.ipynb #d7a5c8f9
 class Batch:
     "Conversations under one policy, told in step: the rows of one cache."
     def __init__(self,
@@ -62,8 +62,7 @@ class Batch:
         ids = [[*pending, *self.writer.ids(text), *tail] for text, tail in zip(texts, tails or [()]*len(texts))]
         tokens, mask = (x.to(self.writer.model.device) for x in padded(ids))
         logits = self.writer.model(tokens, attention_mask=mask, cache=self.cache, logits_to_keep=keep).logits
-        if not logits.isfinite().all():
-            raise LyraError('The model gives logits that are not numbers: check its weights.')
+        check_finite(self.writer.model, tokens, logits[mask[:, -logits.shape[1]:].bool()])      # padding means nothing
         return logits, ids
 
     def tell(self,

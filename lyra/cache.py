@@ -508,7 +508,7 @@ class LyraCache(PolicyLayers):
 
     def crop(self, tokens_to_remove:int)->None: crop(self, tokens_to_remove)
 
-# %% ../nbs/42_sliding_window.ipynb #4d504e7b
+# %% ../nbs/42_sliding_window.ipynb #00ccf7c5
 def check_model(
     cache:PolicyLayers,
     decoder:Any, # the text model
@@ -531,8 +531,8 @@ def check_model(
         raise LyraError(f'The cache holds a conversation in {held}, and the model now computes in {dtype}: '
                         'go on in that dtype, or call cache.reset().')
     if (others := [p.dtype for p in cache.personas if p.dtype != own]):
-        raise LyraError(f'The persona is in {others[0]}, the model in {own}: '
-                        f'convert it with persona.to({own}), or build it anew.')
+        rounded = f', or round it with persona.to({own})' if own == torch.bfloat16 else ''
+        raise LyraError(f'The persona is in {others[0]}, the model in {own}: build it anew{rounded}.')
 
 # %% ../nbs/42_sliding_window.ipynb #14955306
 def read_mask(

@@ -9,7 +9,7 @@ __all__ = ['Start', 'METHODS', 'CHORE', 'NEUTRAL', 'PASSAGE', 'COLUMNS', 'Sessio
            'divergence', 'neutral', 'first_token', 'Estimate', 'interval', 'equivalent', 'half_life', 'per_persona',
            'costs', 'by_check', 'summary', 'curves', 'name_points', 'frontier']
 
-# %% ../nbs/80_drift.ipynb #aec9dfb6
+# %% ../nbs/80_drift.ipynb #5a7e1c19
 import itertools, random, re, time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -28,7 +28,7 @@ from torch import Tensor
 
 from .core import LyraError, number as checked
 from .attention import repeat_heads
-from .policy import ContextPolicy, layer_types, preset
+from .policy import NEVER, ContextPolicy, layer_types, preset
 from .cache import LyraCache
 from .decoders import decoder_of
 from .cards import Card, Probe, Rule
@@ -76,15 +76,15 @@ def method(
         return start
     return enter
 
-# %% ../nbs/80_drift.ipynb #47ad0da2
+# %% ../nbs/80_drift.ipynb #a7b8b507
 def find_method(
     name:str, # of a method, with or without its number
 )->tuple[Method, float|None]: # the method and its number
     "Read a method's name, such as 'pinned-gain:4'; raises `LyraError` for an unknown method or a wrong number."
-    base, _, text = name.partition(':')
+    base, colon, text = str(name).partition(':')
     if base not in METHODS: raise LyraError(f"No method is called {base!r}: choose from {', '.join(METHODS)}.")
     found = METHODS[base]
-    if not text: return found, found.default
+    if not colon: return found, found.default
     if found.default is None and not found.limits:
         raise LyraError(f'{base} takes no number: leave out what follows the colon.')
     try: value = float(text)
@@ -102,7 +102,7 @@ def open_session(
     found, value = find_method(name)
     return found.start(model, tokenizer, card, value, template)
 
-# %% ../nbs/80_drift.ipynb #ed5b3524
+# %% ../nbs/80_drift.ipynb #4a181148
 @lru_cache(maxsize=64)
 def _persona(model, tokenizer, card:Card, template:str)->Persona:
     return Persona.build(model, tokenizer, card, template=template)
@@ -117,14 +117,14 @@ def _by_policy(policy:str, option:str|None=None, bare:bool=False)->Start:
 METHODS |= {
     'none': Method(_by_policy('full', bare=True)), 'full': Method(_by_policy('full')),
     'window': Method(_by_policy('window')),
-    'streaming': Method(_by_policy('streaming', 'sinks'), 4, dict(least=0, whole=True)),
+    'streaming': Method(_by_policy('streaming', 'sinks'), 4, dict(least=0, most=2**16, whole=True)),
     'lyra': Method(_by_policy('lyra', 'gain'), 1., dict(above=0)), 'lyra-strict': Method(_by_policy('lyra-strict')),
     'pinned': Method(_by_policy('pinned', 'gain'), 1., dict(above=0)),
     'pinned-gain': Method(_by_policy('pinned-gain', 'gain'), 8., dict(above=0)),
     'near': Method(_by_policy('near', 'gain'), 1.5, dict(above=0))}
 
-# %% ../nbs/80_drift.ipynb #6fc71050
-@method('everywhere', 320, least=1, whole=True)
+# %% ../nbs/80_drift.ipynb #629789c2
+@method('everywhere', 320, least=1, most=NEVER, whole=True)
 def everywhere(model, tokenizer, card, number, template)->ChatSession:
     "The persona in all layers, beside the last `number` tokens in the sliding ones."
     config = decoder_of(model).config
@@ -143,7 +143,7 @@ def split_bias(
     log_share = k*torch.nn.functional.logsigmoid(log_odds)
     return log_share - torch.log(-torch.expm1(log_share)) - log_odds
 
-# %% ../nbs/80_drift.ipynb #efb1c7c1
+# %% ../nbs/80_drift.ipynb #3d2d2ce9
 def _additive(mask:Tensor|None, query:Tensor, S:int)->Tensor: # [1 or B, 1, T, S]
     "A layer's mask as numbers to add to the logits."
     T = query.shape[-2]
@@ -167,7 +167,7 @@ class SplitCache(LyraCache):
         persona, rest = mask[..., :n] + split_bias(logits, n, self.exponent), mask[..., n:]
         return torch.cat([persona, rest.expand(*logits.shape[:-1], -1)], dim=-1)
 
-@method('split-softmax', .5, above=0)
+@method('split-softmax', .5, above=0, most=100)
 def split_softmax(model, tokenizer, card, number, template)->ChatSession:
     "A full context in which the persona's share of attention is raised to the power `number`."
     persona = _persona(model, tokenizer, card, template)

@@ -8,7 +8,7 @@ __all__ = ['NEGATIONS', 'COPULAS', 'ASKING', 'STOP', 'BUT', 'UNSPACED', 'CLEARLY
            'distinct', 'loops', 'echo', 'parrot', 'leak', 'padded', 'likelihoods', 'relevance', 'voice', 'answers',
            'are_healthy', 'check_up', 'mean_of', 'judge_replies', 'health_table', 'as_at_first', 'page', 'two_axes']
 
-# %% ../nbs/81_health.ipynb #77b9f3f5
+# %% ../nbs/81_health.ipynb #b53d2cd4
 import html, itertools, math, re, unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,7 +22,7 @@ from torch import Tensor
 
 from .core import LyraError
 from .cards import Card
-from .chat import Sampling, ends_reply
+from .chat import Sampling, check_finite, ends_reply
 from .drift import Session, equivalent, interval, judge, name_points, per_persona
 from .plots import bare, colour, figure, marker
 
@@ -102,7 +102,7 @@ def leak(reply:str, instruction:str)->float: # 0 to 1; nan for an instruction of
     told = {*runs(instruction)}
     return len(told & {*runs(reply)})/len(told) if told else math.nan
 
-# %% ../nbs/81_health.ipynb #1441770f
+# %% ../nbs/81_health.ipynb #f6912b2d
 def padded(rows:Sequence[Sequence[int]])->tuple[Tensor, Tensor]: # [B, T] ids and mask
     "Rows of tokens as a batch, padded on the left."
     T = max(map(len, rows))
@@ -123,6 +123,7 @@ def likelihoods(
     ids, mask = (x.to(twin.model.device) for x in padded([h + t for h, t in zip(heads, tails)]))
     n = max(map(len, tails))
     logits = twin.model(ids, attention_mask=mask, cache=twin.cache, logits_to_keep=n + 1).logits[:, :-1].float()
+    check_finite(twin.model, ids, logits[mask[:, -n - 1:-1].bool()])                    # padding means nothing
     found = (logits.gather(2, ids[:, ids.shape[1] - n:, None])[..., 0] - logits.logsumexp(-1)).cpu()    # [B, n]
     return [float(row[n - len(t):].mean()) if t else math.nan for row, t in zip(found, tails)]
 
@@ -149,7 +150,7 @@ def voice(
     "How much likelier each reply is for one who has been told the persona than for a fresh model."
     return [a - b for a, b in zip(likelihoods(told, questions, replies), likely)]
 
-# %% ../nbs/81_health.ipynb #8caad20a
+# %% ../nbs/81_health.ipynb #5aa31682
 @torch.no_grad()
 def answers(
     session:Session, # not changed
@@ -166,6 +167,7 @@ def answers(
     replies, done = [list[int]() for _ in questions], [False]*len(questions)
     logits = twin.model(ids, attention_mask=mask, cache=twin.cache, logits_to_keep=1).logits[:, -1]
     for left in reversed(range(sampling.max_new_tokens)):
+        check_finite(twin.model, ids, logits)
         chosen = sampling.choose(logits, said)
         for i, token in enumerate(chosen.tolist()):
             done[i] = done[i] or ends_reply(twin, replies[i], token)
@@ -175,7 +177,7 @@ def answers(
         logits = twin.model(chosen[:, None], cache=twin.cache).logits[:, -1]
     return [twin.tokenizer.decode(r).strip() for r in replies]
 
-# %% ../nbs/81_health.ipynb #a7e56762
+# %% ../nbs/81_health.ipynb #777506cc
 def are_healthy(
     questions:Sequence[str],
     replies:Sequence[str],
@@ -227,7 +229,8 @@ def judge_replies(
         healthy=float(np.mean(are_healthy(ORDINARY, ordinary, relevant, text))))
     found['leak asked'] = leak(replies[REVEAL], card.instruction)
     if card.rule is not None: found['kept rule'] = float(np.mean([judge(card.rule, r) for r in ordinary]))
-    for measure, value in found.items(): yield measure, '', value
+    for measure, value in found.items():
+        if not math.isnan(value): yield measure, '', value                      # what cannot be measured is left out
     for p in card.probes:
         reply = replies[p.question]
         yield 'fact', p.id, float(says(reply, p.expected) and not any(says(reply, foil) for foil in p.foils))

@@ -4,26 +4,29 @@
 
 # %% auto #0
 __all__ = ['JUDGES', 'PATTERNS', 'LETTERS', 'FUNCTION_WORDS', 'SCRIPTS', 'BREAKS', 'CHORES', 'OPENERS', 'GREETING', 'SILENCE',
-           'ASSISTANT', 'NOTED', 'TRIVIA', 'label', 'register_judge', 'Judge', 'as_judge', 'judge_pattern',
+           'ASSISTANT', 'NOTED', 'TRIVIA', 'LISTS', 'label', 'register_judge', 'Judge', 'as_judge', 'judge_pattern',
            'judge_choice', 'judge_language', 'judge_repeat', 'judge_memory', 'judge_persona', 'JudgedProbe',
-           'judged_probes', 'hearable', 'seeded', 'self_chat', 'Scenario', 'opening', 'advice', 'hold_constraint',
-           'read_scenarios', 'long_horizon', 'read_questions', 'read_triples']
+           'judged_probes', 'hearable', 'seeded', 'self_chat', 'Scenario', 'ScenarioRow', 'as_scenario', 'opening',
+           'advice', 'hold_constraint', 'read_scenarios', 'long_horizon', 'VicunaLine', 'as_question', 'read_questions',
+           'Triple', 'as_triple', 'read_triples']
 
-# %% ../nbs/82_protocols.ipynb #73a8efe0
-import csv, inspect, json, logging, random, re, time, unicodedata
+# %% ../nbs/82_protocols.ipynb #c5f76ec4
+import csv, inspect, logging, random, re, time, unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import pandas as pd
 import torch
+from pydantic import model_validator
 
-from .core import LyraError, number
-from .cards import RULES, Card, Rule
-from .chat import Conversation, _conversation
+from .core import Id, LyraError, OpenSchema, Text, checked, number, parse_json, read_json_lines, read_text
+from .cards import RULES, Card, Rule, is_text
+from .chat import Conversation, all_different, as_conversation
 from .drift import CHORE, COLUMNS, Reprefilled, Session, ask, judge, open_session
 from .health import plain, says, strip_outside
 
@@ -252,7 +255,7 @@ def hearable(reply:str, tokenizer)->str: # may be empty
     for token in (*tokenizer.all_special_tokens, '<start_of_turn>', '<end_of_turn>'): reply = reply.replace(token, '')
     return '\n'.join(line.strip() for line in reply.splitlines() if line.strip())
 
-# %% ../nbs/82_protocols.ipynb #dd7a99f3
+# %% ../nbs/82_protocols.ipynb #72286b0e
 def seeded(*parts:Any)->torch.Generator:
     "A generator with a seed of its own."
     return torch.Generator().manual_seed(random.Random(' '.join(map(str, parts))).getrandbits(60))
@@ -277,6 +280,7 @@ def self_chat(
     "Let two personas talk and judge the agent after every second turn (arXiv 2402.10962)."
     number(turns, 'The number of turns', least=2, whole=True)
     number(runs, 'The number of runs', least=1, whole=True)
+    number(order, 'The order', least=0, whole=True)
     if turns % 2: raise LyraError(f'A self-chat has an even number of turns; got {turns}.')
     if not probes:
         raise LyraError('A self-chat needs something to ask: give judged probes, such as `judged_probes(card)`.')
@@ -314,26 +318,36 @@ class Scenario:
     safe:tuple[str, ...] # how it may go on, each with its leading space
     unsafe:tuple[str, ...] # how it must not
 
-# %% ../nbs/82_protocols.ipynb #92391553
-_LISTS = ('distractors', 'others', 'safe', 'unsafe')
+# %% ../nbs/82_protocols.ipynb #3d6ac10f
+class ScenarioRow(OpenSchema):
+    "A row of a file of scenarios."
+    id:Id
+    constraint:Text
+    category:Text
+    distractors:tuple[Text, ...]
+    others:tuple[Text, ...]
+    question:Text
+    prefix:Text
+    safe:tuple[Text, ...]
+    unsafe:tuple[Text, ...]
 
-def _is_text(x)->bool: return isinstance(x, str) and bool(x.strip())
-
-def _scenario(row:Mapping)->Scenario:
-    "One row; raises `ValueError` with what is wrong."
-    fields = Scenario.__dataclass_fields__
-    if (missing := [k for k in fields if row.get(k) is None]): raise ValueError(f"{', '.join(missing)} missing")
-    own:dict[str, Any] = {k: str(row[k]) if k == 'id' else row[k] for k in fields}
-    for k, x in own.items():
-        if k not in _LISTS and not _is_text(x): raise ValueError(f'{k} has to be a non-empty text')
-        if k in _LISTS and not (isinstance(x, (list, tuple)) and all(map(_is_text, x))):
-            raise ValueError(f'{k} has to be a list of non-empty texts')
-        if k in ('safe', 'unsafe') and not x: raise ValueError(f'{k} has to hold one text or more')
-    if len(own['others']) > 3: raise ValueError('others holds up to 3 texts')
-    if (both := {*map(plain, own['safe'])} & {*map(plain, own['unsafe'])}):
+    @model_validator(mode='after')
+    def _apart(self)->Self:
+        "Refuse answers that are missing, or stand on both sides."
+        for name in ('safe', 'unsafe'):
+            if not getattr(self, name): raise ValueError(f'{name} has to hold one text or more')
+        if len(self.others) > 3: raise ValueError('others holds up to 3 texts')
+        if not (both := {*map(plain, self.safe)} & {*map(plain, self.unsafe)}): return self
         raise ValueError(f'{min(both)!r} stands among the safe and the unsafe answers')
-    own |= {k: tuple(own[k]) for k in _LISTS} | {k: tuple(f' {x.strip()}' for x in own[k]) for k in ('safe', 'unsafe')}
-    return Scenario(**own)
+
+def as_scenario(
+    row:Any, # parsed JSON, or the cells of a table
+    where:str, # the place that an error names
+)->Scenario:
+    "Check a scenario; raises `LyraError` that names the wrong field."
+    x = checked(ScenarioRow, row, where)
+    safe, unsafe = (tuple(f' {text.strip()}' for text in texts) for texts in (x.safe, x.unsafe))
+    return Scenario(str(x.id), x.constraint, x.category, x.distractors, x.others, x.question, x.prefix, safe, unsafe)
 
 # %% ../nbs/82_protocols.ipynb #b921bda1
 ASSISTANT = Card('assistant', 'assistant', 'You are a helpful assistant who gives short and friendly advice.',
@@ -374,7 +388,7 @@ def advice(
     safe, unsafe = ([asked.score(a)[0] for a in answers] for answers in (scenario.safe, scenario.unsafe))
     return float(np.logaddexp.reduce(safe) - np.log(len(safe)) - np.logaddexp.reduce(unsafe) + np.log(len(unsafe)))
 
-# %% ../nbs/82_protocols.ipynb #b7aac0d6
+# %% ../nbs/82_protocols.ipynb #899ff69b
 def hold_constraint(
     name:str, # a method, as for `lyra.drift.open_session`
     model, tokenizer,
@@ -389,7 +403,8 @@ def hold_constraint(
     "Hold a scenario with and without its constraint (arXiv 2410.21159)."
     if place not in ('conversation', 'persona'):
         raise LyraError(f"The constraint stands in the 'conversation' or is the 'persona'; got {place!r}.")
-    if not others or min(others) < 0 or max(others) > len(scenario.others):
+    for n in others: number(n, "The number of other people's preferences", least=0, whole=True)
+    if not others or max(others) > len(scenario.others):
         raise LyraError(f"Scenario {scenario.id!r} has {len(scenario.others)} other people's preferences; "
                         f'got {list(others)}.')
     def held(stated:bool)->dict[int, float]: # turn -> log-odds
@@ -409,49 +424,36 @@ def hold_constraint(
     method = name if place == 'conversation' else f'{name}:persona'
     return _tidy(rows, method=method, persona=scenario.id, order=order)
 
-# %% ../nbs/82_protocols.ipynb #ddb62d0f
-def _at(path, n:int, fault)->LyraError: return LyraError(f"{path}, line {n}: {str(fault).rstrip('.')}.")
+# %% ../nbs/82_protocols.ipynb #3f13a9c8
+LISTS = ('distractors', 'others', 'safe', 'unsafe') # columns whose cells hold several texts
 
-def _text(path)->str:
-    "A file as text; raises `LyraError` where it cannot be read."
-    try: return Path(path).read_text(encoding='utf-8-sig')
-    except UnicodeDecodeError as e: raise LyraError(f'{path} is not UTF-8 text: save it as UTF-8.') from e
-    except OSError as e: raise LyraError(f'{path} cannot be read ({e.strerror}): name an existing file.') from e
+def _cells(row:Mapping[str, str|None])->dict[str, Any]:
+    "The cells of a row that are there; those that hold lists are parted at |."
+    parted = lambda text: [x.strip() for x in text.split('|') if x.strip()]
+    return {k: parted(x) if k in LISTS else x for k, x in row.items() if x is not None}
 
-def _json_lines(path)->Iterator[tuple[int, Any]]: # line, value
-    "The values of a JSON-lines file; raises `LyraError` that names the line."
-    for n, line in enumerate(_text(path).split('\n'), 1):
-        if not line.strip(): continue
-        try: yield n, json.loads(line)
-        except (ValueError, RecursionError) as e:
-            raise _at(path, n, f'not valid JSON ({getattr(e, "msg", "nested too deeply")})') from e
-
-# %% ../nbs/82_protocols.ipynb #5ee64211
-def _csv_rows(path)->Iterator[tuple[int, dict]]: # line where the row begins, cells
-    "The rows of a CSV file; cells that hold lists are parted at |."
-    reader = csv.DictReader(_text(path).splitlines(keepends=True), strict=True)
+def _csv_rows(path:Path|str)->Iterator[tuple[str, dict]]: # place for an error, cells
+    "The rows of a CSV file; raises `LyraError` that names file, line and fault."
+    reader = csv.DictReader(StringIO(read_text(path)), strict=True)
     try:
+        names = reader.fieldnames or ()
+        if (twice := [name for name in names if names.count(name) > 1]):
+            raise LyraError(f'{path}, line 1: two columns are called {twice[0]!r}: rename one.')
         for row in reader:
             n = reader.line_num - sum(x.count('\n') for x in row.values() if isinstance(x, str))
-            if None in row: raise _at(path, n, f'more cells than the header has ({len(reader.fieldnames or ())})')
-            lists = {k: [x.strip() for x in row[k].split('|') if x.strip()] for k in _LISTS if row.get(k) is not None}
-            yield n, row | lists
-    except csv.Error as e: raise _at(path, reader.line_num, f'not valid CSV ({e})') from e
+            where = f'{path}, line {n}'
+            if None in row: raise LyraError(f'{where}: more cells than the header has ({len(names)}): remove some.')
+            yield where, _cells(row)
+    except csv.Error as e: raise LyraError(f'{path}, line {reader.line_num}: not valid CSV ({e}): correct it.') from e
 
-# %% ../nbs/82_protocols.ipynb #87624f06
+# %% ../nbs/82_protocols.ipynb #c90b25ff
 def read_scenarios(
-    path, # CURATe-style rows: JSON lines, or a file that ends in .csv
+    path:Path|str, # CURATe-style rows: JSON lines, or a file that ends in .csv
 )->list[Scenario]: # in the file's order
     "Read and check scenarios; raises `LyraError` that names file, line and fault."
-    found:dict[str, Scenario] = {}
-    for n, row in (_csv_rows if Path(path).suffix.lower() == '.csv' else _json_lines)(path):
-        if not isinstance(row, dict): raise _at(path, n, 'not a JSON object')
-        try: scenario = _scenario(row)
-        except ValueError as e: raise _at(path, n, e) from e
-        if scenario.id in found: raise _at(path, n, f'id {scenario.id!r} stands there twice')
-        found[scenario.id] = scenario
-    if not found: raise LyraError(f"{path} holds no scenarios: each has {', '.join(Scenario.__dataclass_fields__)}.")
-    return list(found.values())
+    rows = (_csv_rows if Path(path).suffix.lower() == '.csv' else read_json_lines)(path)
+    if (found := all_different('id', ((where, as_scenario(row, where)) for where, row in rows))): return found
+    raise LyraError(f"{path} holds no scenarios: each has {', '.join(ScenarioRow.model_fields)}.")
 
 # %% ../nbs/82_protocols.ipynb #d627af1b
 def _bounded(session:Session)->bool:
@@ -459,7 +461,7 @@ def _bounded(session:Session)->bool:
     if isinstance(session, Reprefilled): return session.most < float('inf')
     return all(p.window is not None for p in session.cache.policies)
 
-# %% ../nbs/82_protocols.ipynb #959c8f2a
+# %% ../nbs/82_protocols.ipynb #d33f3c50
 def long_horizon(
     name:str, # a bounded method, as for `lyra.drift.open_session`
     model, tokenizer,
@@ -474,6 +476,8 @@ def long_horizon(
 )->pd.DataFrame: # tidy: 'logodds', 'logprob', 'rank' of each probe, 'bytes', 'tokens', 'seconds' (of a turn)
     "Tell n turns and measure at the checks; raises `LyraError` for a method that keeps everything that was said."
     number(n, 'The number of turns', least=1, whole=True)
+    number(probes, 'The number of probes', least=1, whole=True)
+    for t in checks: number(t, 'A check, which is a turn,', least=1, most=n, whole=True)
     if not turns or n < len(turns):
         raise LyraError(f'Tell at least one whole cycle of one turn or more: {len(turns)} turns were given, n is {n}.')
     if not card.probes[:probes]:
@@ -497,75 +501,66 @@ def long_horizon(
         rows += [dict(turn=t, probe=probe, measure=k, value=x) for probe, k, x in found]
     return _tidy(rows, method=name, persona=label(card), order=order)
 
-# %% ../nbs/82_protocols.ipynb #0edfaf58
-def _turns(row:Any)->dict:
-    "A row of MT-Bench or Vicuna as one of MT-Bench; raises `ValueError` with what is wrong."
-    if not isinstance(row, dict): raise ValueError('not a JSON object')
-    if 'turns' not in row:
-        if not _is_text(row.get('text')): raise ValueError('turns (MT-Bench), or a non-empty text (Vicuna), missing')
-        row = row | dict(turns=[row['text']])
-    reference = row.get('reference')
-    return row | dict(reference=None) if isinstance(reference, list) and not all(map(_is_text, reference)) else row
+# %% ../nbs/82_protocols.ipynb #3437ad73
+class VicunaLine(OpenSchema):
+    "A line of Vicuna's questions."
+    question_id:Id
+    category:Text
+    text:Text
+
+def as_question(
+    row:Any, # parsed JSON
+    where:str, # the place that an error names
+)->Conversation:
+    "Check a line of MT-Bench or Vicuna; raises `LyraError` that names the wrong field."
+    if isinstance(row, dict) and 'turns' not in row and 'text' in row:
+        x = checked(VicunaLine, row, where)
+        return Conversation(x.question_id, x.category, (x.text,))
+    reference = row.get('reference') if isinstance(row, dict) else None
+    has_gaps = isinstance(reference, list) and not all(map(is_text, reference))
+    return as_conversation(row | dict(reference=None) if has_gaps else row, where)
 
 def read_questions(
-    path, # JSON lines, {"question_id", "category", "turns" or "text", ...}
+    path:Path|str, # JSON lines, {"question_id", "category", "turns" or "text", ...}
 )->list[Conversation]: # in the file's order
     "Read MT-Bench or Vicuna questions; raises `LyraError` that names file, line and fault."
-    found:dict[int|str, Conversation] = {}
-    for n, row in _json_lines(path):
-        try: c = _conversation(json.dumps(_turns(row)))
-        except ValueError as e: raise _at(path, n, e) from e
-        if c.question_id in found: raise _at(path, n, f'question_id {c.question_id!r} stands there twice')
-        found[c.question_id] = c
-    if not found:
-        raise LyraError(f'{path} holds no questions: each line is '
-                        '{"question_id": 1, "category": "writing", "turns": ["...", "..."]}.')
-    return list(found.values())
+    found = all_different('question_id', ((where, as_question(row, where)) for where, row in read_json_lines(path)))
+    if found: return found
+    raise LyraError(f'{path} holds no questions: each line is '
+                    '{"question_id": 1, "category": "writing", "turns": ["...", "..."]}.')
 
-# %% ../nbs/82_protocols.ipynb #1a78c2f3
-def _skip(text:str, at:int)->int:
-    "The next place that is no white space."
-    while text[at:at + 1].isspace(): at += 1
-    return at
+# %% ../nbs/82_protocols.ipynb #38637b08
+def _items(path:Path|str)->Iterator[tuple[str, Any]]: # place for an error, value
+    "The elements of a JSON list, or the values of a JSON-lines file."
+    if not re.match(r'\s*\[\s*([\[{\]]|$)', text := read_text(path)): return read_json_lines(path)
+    return ((f'{path}, element {n}', value) for n, value in enumerate(parse_json(text, str(path)), 1))
 
-def _json_items(path)->Iterator[tuple[int, Any]]: # line where it begins, value
-    "The elements of a JSON list, or of a JSON-lines file; raises `LyraError` that names the line."
-    text = _text(path)
-    if not re.match(r'\s*\[\s*([\[{\]]|$)', text):
-        yield from _json_lines(path)
-        return
-    decoder, at = json.JSONDecoder(), text.index('[') + 1
-    def line(at:int)->int: return text.count('\n', 0, at) + 1
-    while text[(at := _skip(text, at)):at + 1] != ']':
-        try: value, end = decoder.raw_decode(text, at)
-        except (ValueError, RecursionError) as e:
-            fault = getattr(e, 'msg', 'nested too deeply')
-            raise _at(path, line(getattr(e, 'pos', at)), f'not valid JSON ({fault})') from e
-        yield line(at), value
-        at = _skip(text, end)
-        if text[at:at + 1] == ',': at += 1
-        elif text[at:at + 1] != ']': raise _at(path, line(at), 'not valid JSON (a comma or ] expected)')
-    if text[at + 1:].strip(): raise _at(path, line(_skip(text, at + 1)), 'something stands behind the end of the list')
+# %% ../nbs/82_protocols.ipynb #0f8c45a5
+class Triple(OpenSchema):
+    "A system prompt, a probe and its judge."
+    system:Text
+    probe:Text
+    judge:str|dict[str, Any]
 
-# %% ../nbs/82_protocols.ipynb #e26d48ec
-def _triple(row:Any)->tuple[str, str, Judge]:
-    "A system prompt, a probe and its judge; raises `LyraError` with what is wrong."
-    names = ('system', 'probe', 'judge')
-    if isinstance(row, dict) and {*names} <= {*row}: row = [row[k] for k in names]
-    if not isinstance(row, list) or len(row) != 3:
-        raise LyraError('a triple is [system, probe, judge] or {"system", "probe", "judge"}')
-    for what, text in zip(names[:2], row):
-        if not _is_text(text): raise LyraError(f'the {what} has to be a non-empty text')
-    return row[0], row[1], as_judge(row[2])
+def as_triple(
+    row:Any, # parsed JSON
+    where:str, # the place that an error names
+)->tuple[str, str, Judge]: # system prompt, probe, judge
+    "Check a triple; raises `LyraError` that names the wrong part."
+    if isinstance(row, list) and len(row) == 3: row = dict(zip(Triple.model_fields, row))
+    if not isinstance(row, dict):
+        raise LyraError(f'{where}: a triple is [system, probe, judge] or {{"system", "probe", "judge"}}: correct it.')
+    x = checked(Triple, row, where)
+    try: return x.system, x.probe, as_judge(x.judge)
+    except LyraError as e: raise LyraError(f'{where}: {e}') from e
 
 def read_triples(
-    path, # a JSON list or JSON lines, of [system, probe, judge] or {"system", "probe", "judge"}
+    path:Path|str, # a JSON list or JSON lines, of [system, probe, judge] or {"system", "probe", "judge"}
 )->list[tuple[Card, tuple[JudgedProbe, ...]]]: # in the file's order
-    "Read persona_drift-style triples; raises `LyraError` that names file, line and fault."
+    "Read persona_drift-style triples; raises `LyraError` that names file, place and fault."
     found:dict[str, list[JudgedProbe]] = {}
-    for n, row in _json_items(path):
-        try: system, probe, verdict = _triple(row)
-        except LyraError as e: raise _at(path, n, e) from e
+    for n, (where, row) in enumerate(_items(path), 1):
+        system, probe, verdict = as_triple(row, where)
         found.setdefault(system, []).append(JudgedProbe(f'{verdict.name}-{n}', probe, verdict))
     if not found:
         raise LyraError(f'{path} holds no triples: each is [system, probe, judge], its judge a name with arguments.')

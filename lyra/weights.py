@@ -8,7 +8,7 @@ __all__ = ['GEMMA_TERMS', 'INSTALL', 'SMOLLM2_TERMS', 'WHEEL', 'WHEEL_SHA256', '
            'checkpoint', 'default_checkpoint', 'checkpoint_config', 'resolve', 'find_checkpoint', 'text_only',
            'load_weights', 'check_device', 'default_dtype', 'load_model', 'load_tokenizer']
 
-# %% ../nbs/10_weights.ipynb #963cab96
+# %% ../nbs/10_weights.ipynb #e5faf55b
 import copy, hashlib, os, re, shutil, subprocess, sys, tempfile
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
@@ -34,6 +34,7 @@ from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
 from transformers import (MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING, AutoConfig, AutoModelForCausalLM,
                           AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase)
 from transformers import __version__ as transformers_version
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from .core import LyraError, cache_path
 
@@ -316,7 +317,16 @@ def _unfit(
     keeps_state = getattr(MODEL_FOR_CAUSAL_LM_MAPPING[type(config)], '_is_stateful', False)
     return 'is recurrent' if keeps_state or not hasattr(text, 'num_attention_heads') else ''
 
-# %% ../nbs/10_weights.ipynb #1b52d22c
+# %% ../nbs/10_weights.ipynb #bb7d45e2
+def _other_family(
+    config:PreTrainedConfig,
+)->str: # '' where there is none
+    "The architecture that a config names, where it is that of another family."
+    own = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type)
+    named = [name for name in config.architectures or () if name in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()]
+    return named[0] if named and own not in named else ''
+
+# %% ../nbs/10_weights.ipynb #1b5bc37c
 def _misread(
     place:Path|str, # folder or hub id
     e:Exception, # what reading its config raised
@@ -344,6 +354,9 @@ def checkpoint_config(
     if (fault := _unfit(config)):
         raise LyraError(f'{place} holds a {config.model_type!r} model, which {fault}: name a decoder-only causal '
                         'language model with full or sliding-window attention, such as a Gemma, Llama or Qwen.')
+    if (other := _other_family(config)):
+        raise LyraError(f'The config.json of {place} is of a {config.model_type!r} model, and names the architecture '
+                        f'{other}: restore the config.json that belongs to these weights.')
     if not str(getattr(config, 'transformers_weights', None) or SAFE[0]).endswith(SAFE):
         raise LyraError(f'The config.json of {place} names weights that are no safetensors, which are never loaded: '
                         'remove `transformers_weights` from it.')
@@ -405,15 +418,22 @@ def _no_report()->Iterator[None]:
     try: yield
     finally: logger.removeFilter(hush)
 
-# %% ../nbs/10_weights.ipynb #a00be989
+# %% ../nbs/10_weights.ipynb #6b6d2480
+def _is_finite(
+    x:Any, # a weight
+)->bool:
+    "Whether every number of a weight is finite, as far as it is in memory and holds floats."
+    if hasattr(x, '__tensor_flatten__'): return all(_is_finite(getattr(x, name)) for name in x.__tensor_flatten__()[0])
+    if x.device.type == 'meta' or not x.dtype.is_floating_point or not x.numel(): return True
+    if 'float4' in str(x.dtype): return True # it has no code for what is not finite
+    if x.element_size() == 1: return all(part.float().isfinite().all() for part in x.detach().flatten().split(2**24))
+    return bool(torch.stack(x.detach().aminmax()).isfinite().all())
+
 def _not_finite(
     model:PreTrainedModel,
 )->list[str]: # names of parameters
-    "The parameters that hold a NaN or an infinity; ones that are not in memory or not floating-point are passed over."
-    checked = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-    return [name for name, weight in model.named_parameters()
-            if weight.dtype in checked and weight.device.type != 'meta' and weight.numel()
-            and not torch.stack(weight.detach().aminmax()).isfinite().all()]
+    "The parameters that hold a NaN or an infinity."
+    return [name for name, weight in model.named_parameters() if not _is_finite(weight)]
 
 # %% ../nbs/10_weights.ipynb #fec0f65a
 def _check_whole(

@@ -196,6 +196,13 @@ def gpu_measurements_run() -> str:
     return f'{said}; `python tools/gpu.py --model tiny --quick` shows more.' if done.returncode else ''
 
 
+def wrong_inputs_are_refused() -> str:
+    "tools/fuzz.py in small: wrong inputs, kills, and a soak."
+    done = run(sys.executable, ROOT/'tools'/'fuzz.py')
+    said = ' '.join((done.stdout.strip() or done.stderr.strip()[-500:]).split())
+    return f'{said[:600]}; `python tools/fuzz.py` shows more.' if done.returncode else ''
+
+
 def failed_notebooks(project: Path, *only: str) -> list[str]:
     "Run every notebook of a project, `WORKERS` at a time, or one by its path; nbdev skips cells flagged `slow`."
     command = [str(BIN/'nbdev_test'), '--n_workers', str(WORKERS), '--do_print', *(('--path', *only) if only else ())]
@@ -214,8 +221,8 @@ CHECKS: dict[str, Callable[[], str]] = dict(
     numbers=numbers_are_distinct, modules=modules_are_distinct, names=names_are_known, classes=classes_are_written_once,
     columns=lines_fit, attributes=classes_are_small, imports=imports_go_down, outputs=outputs_are_whole,
     readme=readme_is_current, clean=notebooks_are_clean, export=package_is_exported, types=types_agree,
-    gpu=gpu_measurements_run, browser=browser_sees_the_widgets)
-STATIC = [name for name in CHECKS if name not in ('gpu', 'browser')]
+    gpu=gpu_measurements_run, fuzz=wrong_inputs_are_refused, browser=browser_sees_the_widgets)
+STATIC = [name for name in CHECKS if name not in ('gpu', 'fuzz', 'browser')]
 
 
 def main() -> int:
@@ -224,7 +231,9 @@ def main() -> int:
     parser.add_argument('checks', nargs='*', metavar='CHECK',
                         help=f"which to run; all when none is named: {', '.join(every)}")
     parser.add_argument('--skip-tests', action='store_true', help='run no notebook, in no browser, and no model')
+    parser.add_argument('--examples', type=int, metavar='N', help='random files that each property is tried on; 60')
     args = parser.parse_args()
+    if args.examples: ENV['LYRA_EXAMPLES'] = str(args.examples)
     names = args.checks or every
     if (unknown := set(names) - set(every)):
         parser.error(f"no check is called {', '.join(unknown)}: choose from {', '.join(every)}")

@@ -1,4 +1,4 @@
-"Write README.md from nbs/index.ipynb; `--check` only tells whether it is current."
+"Write README.md, and its figures, from nbs/index.ipynb; `--check` only tells whether they are current."
 import argparse, re, sys
 from pathlib import Path
 
@@ -6,29 +6,44 @@ import nbformat
 from nbconvert import MarkdownExporter
 
 ROOT = Path(__file__).resolve().parent.parent
+FIGURES = 'nbs/figures'
 
 
-def render() -> str:
-    "The index notebook as Markdown, without hidden cells and directives; of a cell with `echo: false`, only what it prints."
+def alternative(notebook: nbformat.NotebookNode) -> dict[str, str]:
+    "What each figure shows, by the name that the exporter gives it."
+    return {f'output_{i}_{j}.png': output.metadata['image/png']['alt'] for i, cell in enumerate(notebook.cells)
+            for j, output in enumerate(cell.get('outputs', ())) if 'image/png' in output.get('data', {})}
+
+
+def render() -> dict[Path, bytes]:
+    "The files: the index notebook as Markdown, without hidden cells, directives and the source of `echo: false`."
     notebook = nbformat.read(ROOT/'nbs'/'index.ipynb', as_version=4)
     notebook.cells = [c for c in notebook.cells if not re.match(r'#\|\s*(hide|default_exp)', c.source)]
     for cell in notebook.cells:
         if re.match(r'#\|\s*echo:\s*false', cell.source): cell.source = ''
         cell.source = re.sub(r'^#\|.*\n', '', cell.source, flags=re.M)
     notebook.metadata['language_info'] = {'name': 'python'}
-    body, _ = MarkdownExporter().from_notebook_node(notebook)
+    body, resources = MarkdownExporter().from_notebook_node(notebook)
+    files = {}
+    for n, (name, alt) in enumerate(alternative(notebook).items(), 1):
+        path = f'{FIGURES}/readme_{n}.png'
+        files[ROOT/path] = resources['outputs'][name]
+        body = body.replace(f'![png]({name})', f'![{alt}]({path})')
     body = re.sub(r'```python\n\s*```\n+', '', body)
-    return '<!-- Generated from nbs/index.ipynb by tools/readme.py: edit the notebook. -->\n\n' + body.strip() + '\n'
+    note = '<!-- Generated from nbs/index.ipynb by tools/readme.py: edit the notebook. -->\n\n'
+    return {ROOT/'README.md': f'{note}{body.strip()}\n'.encode()} | files
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('--check', action='store_true', help='write nothing; exit with 1 if README.md is not current')
-    readme, text = ROOT/'README.md', render()
+    parser.add_argument('--check', action='store_true', help='write nothing; exit with 1 if a file is not current')
+    files = render()
     if not parser.parse_args().check:
-        readme.write_text(text, encoding='utf-8')
+        for path, data in files.items():
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(data)
         return 0
-    if readme.exists() and readme.read_text(encoding='utf-8') == text: return 0
+    if all(path.exists() and path.read_bytes() == data for path, data in files.items()): return 0
     print('README.md is not what nbs/index.ipynb says: run `python tools/readme.py` and commit it.')
     return 1
 

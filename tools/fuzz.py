@@ -217,7 +217,8 @@ def change(rng: random.Random, argv: list[str], known: dict[str, argparse.Action
     action = known.pop(name)                                    # an option is changed once
     right, wrong, either = VALUES[name]
     value, verdict = rng.choice([(v, k) for k, vs in ((RIGHT, right), (WRONG, wrong*2), (OPEN, either)) for v in vs])
-    depends = name in ('turns', 'input', 'resume') or {'--resume', '{swept}'} & {*argv}    # on what else is given
+    free = name == 'max_new_tokens' and argv[0] == 'drift' and '--free' not in argv
+    depends = free or name in ('turns', 'input', 'resume') or {'--resume', '{swept}'} & {*argv}    # on what else is given
     return set_option(argv, action, value), OPEN if depends and verdict == RIGHT else verdict
 
 

@@ -51,6 +51,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                             'lyra.batch._past': ('batch.html#_past', 'lyra/batch.py'),
                             'lyra.batch.answers_of': ('batch.html#answers_of', 'lyra/batch.py'),
                             'lyra.batch.checked': ('batch.html#checked', 'lyra/batch.py'),
+                            'lyra.batch.hold_together': ('batch.html#hold_together', 'lyra/batch.py'),
                             'lyra.batch.logodds_of': ('batch.html#logodds_of', 'lyra/batch.py'),
                             'lyra.batch.speak': ('batch.html#speak', 'lyra/batch.py')},
             'lyra.buffer': { 'lyra.buffer.Buffer': ('buffer.html#buffer', 'lyra/buffer.py'),

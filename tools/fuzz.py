@@ -194,7 +194,8 @@ def damage(rng: random.Random, path: Path) -> bytes:
     if kind == 'drop': return bytes(data[:at] + data[at + rng.randint(1, 40):])
     if kind == 'twice': return bytes(data + data)
     if kind == 'field' and path.suffix.startswith('.json'):
-        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        text = path.read_text()
+        rows = [json.loads(x) for x in (text.splitlines() if path.suffix == '.jsonl' else [text])]
         field = rng.choice([*rows[0], 'turns', 'probes'])
         rows[0][field] = rng.choice([None, 7, -1.5, '', ' ', [], {}, [1], [''], ['x', 7], True, '\ud800', '=1+1',
                                      '\x1b[2J', 'a'*3000, [[]], [{}], {'kind': 'x'}, float('nan'), 10**400])

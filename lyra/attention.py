@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['ACTIVE', 'rotate_half', 'rotate', 'Rotation', 'rotations', 'repeat_heads', 'eager_attention', 'Active', 'enter',
-           'leave', 'eager_of', 'attend', 'LyraAttention', 'copy_attention', 'LyraHead', 'LyraDecoder', 'Lyra']
+           'leave', 'eager_of', 'attend', 'fuses', 'LyraRMSNorm', 'LyraAttention', 'copy_attention', 'LyraHead',
+           'LyraDecoder', 'Lyra']
 
 # %% ../nbs/30_attention.ipynb #10d2b743
 import math, sys, threading
@@ -39,7 +40,7 @@ def rotate(
     cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)
     return x*cos + rotate_half(x)*sin
 
-# %% ../nbs/30_attention.ipynb #1eec113d
+# %% ../nbs/30_attention.ipynb #47956fe6
 class Rotation:
     "The RoPE of one layer, for keys that are turned after the model made them; without angles, of a NoPE layer."
     near = 2**14 # positions below this have the model's own rounding
@@ -91,6 +92,7 @@ class Rotation:
         turned = torch.stack((a*cos - b*sin, b*cos + a*sin), -1 if dim else -2).flatten(-2)
         return turned if N == x.shape[-1] else torch.cat((before, turned, after), -1)
 
+# %% ../nbs/30_attention.ipynb #78ebf0f7
 def rotations(
     decoder:Any, # a text model
 )->list[Rotation]: # those that its rotary modules may mean, with the frequencies that they have
@@ -129,13 +131,14 @@ def eager_attention(
     weights = nn.functional.dropout(weights, p=dropout, training=module.training)
     return (weights @ value).transpose(1, 2).contiguous(), weights
 
-# %% ../nbs/30_attention.ipynb #f664e16d
+# %% ../nbs/30_attention.ipynb #18e455c9
 class Active(threading.local):
     "What every thread has for itself: the cache of the forward pass that it is in."
     cache:Any = None
 
 ACTIVE = Active()
 
+# %% ../nbs/30_attention.ipynb #234a208e
 def enter(
     cache:Any, # one of ours: it has `begin_forward`
     decoder:Any, # the text model
@@ -159,6 +162,7 @@ def leave(
     ACTIVE.cache = None
     if output is not None: cache.end_forward()
 
+# %% ../nbs/30_attention.ipynb #4fe51a32
 @lru_cache
 def eager_of(
     kind:type, # of an attention module
@@ -185,7 +189,35 @@ def attend(
     interface = ALL_ATTENTION_FUNCTIONS.get_interface(attn, eager_of(module.__class__) if attn == 'eager' else None)
     return interface(module, query, key, value, attention_mask, **kwargs)
 
-# %% ../nbs/30_attention.ipynb #f1569283
+# %% ../nbs/30_attention.ipynb #76baa8be
+@lru_cache
+def fuses(
+    device:torch.device,
+    size:int, # channels
+    eps:float,
+)->bool:
+    "Whether `rms_norm` gives the bits of stock's norm there, in float32."
+    numbers = torch.Generator().manual_seed(0)
+    scales = torch.logspace(-3, 3, 64)[:, None]
+    x, weight = (torch.randn(64, size, generator=numbers).mul(s).to(device) for s in (scales, 1.))
+    stock = Gemma3RMSNorm(size, eps).to(device)
+    with torch.no_grad():
+        stock.weight.copy_(weight[0])
+        return torch.equal(torch.rms_norm(x, (size,), 1. + weight[0], eps), stock(x))
+
+class LyraRMSNorm(Gemma3RMSNorm):
+    "Gemma's norm, in one call where that gives the same bits."
+    def forward(self,
+        x:Tensor, # [..., channels]
+    )->Tensor: # as x
+        "As `Gemma3RMSNorm`."
+        weight = self.weight
+        is_plain = x.dtype != torch.float32 or weight.dtype != torch.float32 or x.is_meta or torch.is_grad_enabled()
+        if is_plain or torch.compiler.is_compiling() or not fuses(x.device, x.shape[-1], self.eps):
+            return super().forward(x)
+        return torch.rms_norm(x, weight.shape, 1. + weight, self.eps)
+
+# %% ../nbs/30_attention.ipynb #20cdda73
 class LyraAttention(nn.Module):
     "Gemma 3's attention, owned: grouped queries, query and key norms, RoPE, any attention interface of transformers."
     def __init__(self,
@@ -202,7 +234,7 @@ class LyraAttention(nn.Module):
         self.k_proj = nn.Linear(config.hidden_size, K*D, bias=config.attention_bias)
         self.v_proj = nn.Linear(config.hidden_size, K*D, bias=config.attention_bias)
         self.o_proj = nn.Linear(H*D, config.hidden_size, bias=config.attention_bias)
-        self.q_norm, self.k_norm = (Gemma3RMSNorm(dim=D, eps=config.rms_norm_eps) for _ in range(2))
+        self.q_norm, self.k_norm = (LyraRMSNorm(dim=D, eps=config.rms_norm_eps) for _ in range(2))
 
     @property
     def layer_type(self)->str:
@@ -277,9 +309,15 @@ class LyraHead(nn.Linear):
         self.same_bits[here] = torch.equal(logits, whole)
         return whole
 
-# %% ../nbs/30_attention.ipynb #332702da
+# %% ../nbs/30_attention.ipynb #5fdac4c3
 class LyraDecoder(LyraTextModel):
     "Gemma 3's text model, which tells a cache of ours of every forward pass."
+    def __init__(self, config:Gemma3TextConfig):
+        super().__init__(config)
+        for part in (self, *self.layers):
+            for name, norm in [*part.named_children()]:
+                if type(norm) is Gemma3RMSNorm: setattr(part, name, LyraRMSNorm(*norm.weight.shape, norm.eps))
+
     @property
     def rotations(self)->list[Rotation]:
         "The RoPE of every layer."

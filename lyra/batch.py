@@ -116,6 +116,7 @@ def speak(
         if left: logits = batch.writer.model(chosen[-1][:, None], cache=batch.cache).logits[:, -1]
     return [_cut(batch, row) for row in torch.stack(chosen, 1).tolist()]
 
+# %% ../nbs/87_batch.ipynb #f363553d
 def answers_of(
     batch:Batch, # not changed
     questions:Sequence[Sequence[str]], # of every row, as many for each

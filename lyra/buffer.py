@@ -57,6 +57,7 @@ class Memory:
         elif grow: self.lay(self.window, self.slots + max(more, self.slots//4))
         return more <= 0 or grow
 
+# %% ../nbs/41_buffer.ipynb #dead3587
 def alike(a:Tensor, b:Tensor)->bool:
     "Whether two tensors have the same rows, dtype and device."
     return (a.shape[0], a.dtype, a.device) == (b.shape[0], b.dtype, b.device)

@@ -66,6 +66,7 @@ def sinkless(policy:ContextPolicy)->ContextPolicy:
     "A policy without its sinks."
     return replace(policy, sinks=0)
 
+# %% ../nbs/42_sliding_window.ipynb #46192a31
 class Index:
     "Which token stands in which slot, for all layers of one policy."
     def __init__(self,

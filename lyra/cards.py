@@ -62,6 +62,7 @@ def _system(render:Callable[..., str], turn:str, name:str)->str:
     except Exception: return ''
     return _literal(before) + '{text}' + _literal(behind.removesuffix(turn)) if behind.endswith(turn) else ''
 
+# %% ../nbs/50_cards.ipynb #fda0035e
 def chat_template(
     tokenizer:Any,
 )->Template:

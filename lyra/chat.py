@@ -586,6 +586,7 @@ def take_state(
 
 _Session = TypeVar('_Session', bound=ChatSession)
 
+# %% ../nbs/61_chat.ipynb #4716f626
 def load_session(
     cls:type[_Session],
     folder:Path, # that `save` wrote

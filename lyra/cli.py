@@ -397,6 +397,7 @@ def demo(args)->int: # exit code
         'The notebooks that build this, step by step: `jupyter lab nbs/index.ipynb`')
     return 0
 
+# %% ../nbs/91_cli.ipynb #175aae2a
 def _converse(args, model, tokenizer, card, turns:list[str], log)->tuple[list[dict], dict, dict]:
     "The conversation under every policy: its rows, what was answered off the record, and what that says."
     import torch
@@ -454,6 +455,7 @@ def _check_drift(args)->None:
     if args.dask and args.workers is not None:
         raise LyraError('--workers are of this machine, --dask names a cluster: leave out one of them.')
 
+# %% ../nbs/91_cli.ipynb #0d4e6d05
 def _plan(args):
     "The sweep that the arguments describe."
     from lyra.cards import find_template, read_card
@@ -555,6 +557,7 @@ def _place_arguments(p)->None:
                    help='auto, for a model that is spread over devices; instead of '
                    '--device')
 
+# %% ../nbs/91_cli.ipynb #3d7f2027
 def _model_argument(p)->None:
     p.add_argument('--model', type=_text, metavar='NAME',
                    help='a built-in model (see `lyra models`), a folder, or a hub id of a '

@@ -235,6 +235,7 @@ class Reprefilled:
         "As `ChatSession.reply`, of a session computed anew."
         return self._anew().reply(question, **sampling)
 
+# %% ../nbs/80_drift.ipynb #98a0ba41
 @method('reprefill', least=1, whole=True)
 def reprefill(model, tokenizer, card, number, template)->Reprefilled:
     "The persona and the last turns that fit into `number` tokens, computed anew; None: all turns."

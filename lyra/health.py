@@ -127,6 +127,7 @@ def likelihoods(
     found = (logits.gather(2, ids[:, ids.shape[1] - n:, None])[..., 0] - logits.logsumexp(-1)).cpu()    # [B, n]
     return [float(row[n - len(t):].mean()) if t else math.nan for row, t in zip(found, tails)]
 
+# %% ../nbs/81_health.ipynb #c0ebceb2
 def relevance(
     fresh:Session, # that has heard nothing; not changed
     questions:Sequence[str], # three or more, all different
@@ -210,6 +211,7 @@ def mean_of(values:Sequence[float])->float:
     there = [x for x in values if not math.isnan(x)]
     return sum(there)/len(there) if there else math.nan
 
+# %% ../nbs/81_health.ipynb #b4bd560a
 def judge_replies(
     replies:Mapping[str, str], # as `check_up` gives them
     card:Card,

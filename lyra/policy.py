@@ -126,6 +126,7 @@ def chosen_layers(
     sparse = layers is None and len(found) == len(types) and name in ('lyra', 'lyra-strict')
     return found[5::6] or found[-1:] if sparse else found
 
+# %% ../nbs/40_policy.ipynb #5542166c
 def layer_policies(
     config:PreTrainedConfig, # gives the layer types
     policy:Any='full', # a preset's name, or a mapping from layer types to `ContextPolicy`, or a list of one per layer
@@ -156,6 +157,7 @@ def layer_policies(
         raise LyraError(f'{len(policy)} policies for {len(types)} layers: give one per layer.')
     return tuple(replace(p, window=w) for p, w in zip(policy, _windows(types, policy, window_size)))
 
+# %% ../nbs/40_policy.ipynb #371af8e6
 def _windows(types:Sequence[str], policies:Sequence[ContextPolicy], size:Any)->list[int|None]:
     "Every layer's window under `window_size`."
     if isinstance(size, Mapping):

@@ -260,6 +260,7 @@ def seeded(*parts:Any)->torch.Generator:
     "A generator with a seed of its own."
     return torch.Generator().manual_seed(random.Random(' '.join(map(str, parts))).getrandbits(60))
 
+# %% ../nbs/82_protocols.ipynb #7ecb13e6
 def self_chat(
     name:str, # the agent's method, as for `lyra.drift.open_session`
     model, tokenizer,

@@ -132,6 +132,7 @@ def _loaded(model:str|Mapping[str, str]|None)->tuple: # tokenizer, model
     "The model of a plan, loaded once."
     return _load(_arguments(model))
 
+# %% ../nbs/83_sweep.ipynb #2f2e3466
 def hold(
     plan:Plan,
     cell:tuple[str, str, int], # method, card file, order
@@ -198,6 +199,7 @@ def _seal(path:Path, plan:str, held:Mapping[str, Any])->str:
     "A digest of a cell and of all that it depends on; `plan` is its plan's hash."
     return digest(json.dumps([path.name, plan, held], sort_keys=True))[:DIGITS]
 
+# %% ../nbs/83_sweep.ipynb #30cb0109
 def _keep(path:Path, plan:str, held:Mapping[str, Any])->None:
     "Write a finished cell."
     write_file(path, json.dumps(dict(held, seal=_seal(path, plan, held)), allow_nan=False).encode())

@@ -248,6 +248,7 @@ def _map_axes(trace:Trace, figure:Figure, label:str)->tuple[Axes, Axes]:
     figure.legend(handles=patches, loc='outside lower center', ncols=5, frameon=False, fontsize=8.5)
     return persona, tokens
 
+# %% ../nbs/90_widgets.ipynb #a661e69d
 def draw_cache_map(p:'CacheMap')->Drawing:
     "A drawing of a cache map."
     trace, kinds, last = p.trace, p.trace.header['layer_types'], len(p.trace)
@@ -877,6 +878,7 @@ def _needs_persona(name:str, config)->bool:
     "Whether a preset attends to a persona."
     return preset(name, config).persona
 
+# %% ../nbs/90_widgets.ipynb #8daad8c4
 class LiveChat:
     "A recorded conversation that can be begun anew under another policy."
     def __init__(self,

@@ -93,6 +93,7 @@ class Answerer(Protocol):
     def clear(self):
         "Forget every turn."
 
+# %% ../nbs/04_scoring.ipynb #5cd7549c
 class FullContext:
     "The base model with all turns before the question."
     def __init__(self,
@@ -124,6 +125,7 @@ class NoMemory(FullContext):
         "No turn."
         return []
 
+# %% ../nbs/04_scoring.ipynb #7e9a5a2e
 class FactTurn(FullContext):
     "The base model with the one turn that tells the fact: a retrieval that never errs."
     def shown(self, dialogue):

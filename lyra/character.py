@@ -7,9 +7,9 @@ __all__ = ['NAMES', 'NOTES', 'MACROS', 'LONGEST', 'Name', 'Flag', 'Number', 'SPE
            'EMPTY', 'PNG', 'LARGEST_IMAGE', 'LARGEST_TEXT', 'KEYWORDS', 'FORMATS', 'spoken', 'unknown_macros', 'Entry',
            'Book', 'Fields', 'as_fields', 'is_character', 'card_data', 'dialogues', 'parts_of', 'compose', 'unused',
            'lyra_fields', 'Character', 'is_newer', 'as_character', 'chunks', 'chunk', 'card_texts', 'decoded',
-           'read_character', 'as_chara_card', 'write_character', 'with_card', 'hub_card']
+           'read_character', 'as_chara_card', 'write_character', 'with_card', 'card_of', 'hub_card']
 
-# %% ../nbs/54_character.ipynb #dcb20d20
+# %% ../nbs/54_character.ipynb #a9dfd5ad
 import base64, json, re, struct, zlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -21,7 +21,7 @@ from pydantic import AfterValidator, Field
 from .core import LyraError, Schema, Text, checked, parse_json, read_bytes, read_json, write_file
 from .plots import printable
 from .weights import MODELS
-from .cards import Card, as_card, is_text
+from .cards import Card, Template, as_card, is_text
 from .persona import Persona
 
 # %% ../nbs/54_character.ipynb #6f989bc9
@@ -45,7 +45,7 @@ def unknown_macros(
     "The names of the macros that are still in a text."
     return list(dict.fromkeys(found.split(':')[0].strip()[:30] for found in MACROS.findall(text)))
 
-# %% ../nbs/54_character.ipynb #29f01844
+# %% ../nbs/54_character.ipynb #e61dbd03
 LONGEST = 100 # characters of a name
 
 def _short(name:str)->str:
@@ -53,7 +53,8 @@ def _short(name:str)->str:
     raise ValueError(f'a name of at most {LONGEST} characters is needed, this one has {len(name)}')
 
 Name = Annotated[str, AfterValidator(_short)]
-Flag, Number = Annotated[bool, Field(strict=False)], Annotated[float, Field(strict=False)]
+Flag = Annotated[bool, Field(strict=False)] # or a text such as 'true'
+Number = Annotated[float, Field(strict=False)] # or a text such as '7'
 
 class Entry(Schema):
     "What is read of a book's entry."
@@ -129,21 +130,21 @@ def card_data(
     if isinstance(data := row.get('data'), Mapping): return data
     raise LyraError(f'{where}: its data is no JSON object, and the fields of a {row["spec"]} stand there: export it anew.')
 
-# %% ../nbs/54_character.ipynb #42bd91d0
+# %% ../nbs/54_character.ipynb #d6a46e23
 PARTS = dict(                                  # field: how its text is written
     system_prompt='{}', before_char='{}', name='You are {}.', description='{}', personality='Personality: {}',
     scenario='Scenario: {}', after_char='{}', mes_example='Example dialogue:\n{}', post_history_instructions='{}')
 WHERE = dict(                                  # what a user is told about these parts
-    name='begins the instruction, unless a text begins with "You are"', before_char='character_book, constant entries',
-    after_char='character_book, constant entries', mes_example='the instruction, as text',
-    post_history_instructions='ends the instruction, since a persona has no history')
+    mes_example='the instruction, as text without turns',
+    post_history_instructions='the end of the instruction, since a persona has no history')
 
-# %% ../nbs/54_character.ipynb #ba90146a
+# %% ../nbs/54_character.ipynb #7afc8345
 def dialogues(
     text:str, # of `mes_example`, with names
 )->list[str]: # without blank lines
     "The example dialogues of a card."
-    found = (re.sub(r'\s*\n\s*', '\n', part).strip() for part in re.split('<START>', text, flags=re.I))
+    parts = re.split('<START>', text, flags=re.I)
+    found = ('\n'.join(line.strip() for line in part.splitlines() if line.strip()) for part in parts)
     return [part for part in found if part]
 
 def parts_of(
@@ -211,7 +212,7 @@ def unused(
               and data.get(OLD.get(k, k)) != v]
     return said + ([f'beside data: {_listed(beside)}'] if beside else [])
 
-# %% ../nbs/54_character.ipynb #8f322ee2
+# %% ../nbs/54_character.ipynb #e0404976
 def lyra_fields(data:Mapping[str, Any])->dict[str, Any]|None:
     "What Lyra wrote into a card; None where it did not write it."
     more = data.get('extensions')
@@ -235,16 +236,20 @@ def is_newer(row:Mapping[str, Any])->bool:
     try: return float(row.get('spec_version', 0)) > (3 if row.get('spec') == SPECS[1] else 2)
     except (TypeError, ValueError, OverflowError): return False
 
-def _used(parts:Mapping[str, list[str]], x:Fields)->list[str]:
+def _used(parts:Mapping[str, list[str]], x:Fields, text:str)->list[str]:
     "What became of the fields that were read."
-    said = [f"{field}: {WHERE.get(field, 'the instruction')}" for field in PARTS if field in parts]
-    if x.nickname: said.insert(0, 'nickname: the name in the texts')
+    said = ['nickname: the name in the texts'] if x.nickname else []
+    lead = PARTS['name'].format(parts['name'][0])
+    said.append(f'name: "{lead}", and the name of the card' if lead in text.split('\n\n') else 'name: of the card')
+    said += [f"{field}: {WHERE.get(field, 'the instruction')}" for field in Fields.model_fields
+             if field in parts and field not in ('name', 'first_mes')]
+    if 'before_char' in parts or 'after_char' in parts: said.append('character_book: its constant entries')
     alone = 'the example, and ' if parts.keys() == {'name', 'first_mes'} else ''
     if 'first_mes' in parts: said.append(f'first_mes: {alone}the acknowledgement where the template has no system '
                                          'message')
     return said
 
-# %% ../nbs/54_character.ipynb #0306fd03
+# %% ../nbs/54_character.ipynb #18b0edbd
 def as_character(
     row:Any, # parsed JSON
     where:str='A character card', # the place that an error names
@@ -264,7 +269,7 @@ def as_character(
     if (macros := unknown_macros(f'{text}\n{greeting}')):
         left.append(f'macros that are not known, and stand as they were written: {_listed(macros)}')
     if is_newer(row): left.append(f"what is new in version {row['spec_version']!s:.20} of {row['spec']}")
-    return Character(card, tuple(_used(parts, x)), tuple(left))
+    return Character(card, tuple(_used(parts, x, text)), tuple(left))
 
 # %% ../nbs/54_character.ipynb #adf7dc7e
 PNG = b'\x89PNG\r\n\x1a\n'
@@ -388,7 +393,27 @@ def with_card(
     kept.insert(-1, (b'tEXt', b'ccv3\0' + coded))
     return PNG + b''.join(chunk(kind, body) for kind, body in kept)
 
-# %% ../nbs/54_character.ipynb #8ff6cd12
+# %% ../nbs/54_character.ipynb #d5622144
+def card_of(
+    persona:Persona,
+    template:Template, # in which it was written
+    name:str|None=None,
+)->Card:
+    "The card of a persona, as far as its text tells; raises `LyraError` for one of example exchanges."
+    def around(pattern:str)->list[str]: return pattern.format(text='\0').split('\0')
+    text, reply = persona.text, None
+    if persona.is_closed: before, behind = around(template.system)
+    else:
+        (before, asked), behind = around(template.user), ''
+        text, _, reply = text.partition(asked + around(template.reply)[0])
+    more = template.between + before in (reply or '')
+    if more or reply == '' or not (text.startswith(before) and text.endswith(behind)):
+        raise LyraError('This persona was not made of one instruction, so there is no card of it: export its card.')
+    text = text.removeprefix(before).removesuffix(behind)
+    return as_card(dict(question_id=persona.fingerprint()[:12], category='persona', turns=[text], name=name,
+                        acknowledgement=reply), 'The persona')
+
+# %% ../nbs/54_character.ipynb #32c2c437
 def _facts(persona:Persona)->dict[str, str]:
     "What a persona knows of itself, for a page."
     made = persona.made_with
@@ -414,7 +439,7 @@ def hub_card(
     return '\n'.join([
         '---', *head, 'tags: [lyra, persona]', '---', f'# {Path(file).stem}', '',
         'A persona for one model: the keys and values of a text in every layer, which the model attends to for the '
-        'whole conversation. It fits the model below, bit for bit, and no other.', '',
+        'whole conversation. It fits the model below, and no other.', '',
         '| | |', '| --- | --- |', *(f'| {k} | {plain(v)} |' for k, v in _facts(persona).items()), '',
         '## Text', '', fence, text, fence, '', '## Use', '', '```', f'lyra persona show {file}',
         f'lyra chat --persona {file} --model {model}', '```', '', '## Licence', '',

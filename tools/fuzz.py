@@ -124,6 +124,7 @@ VALUES: dict[str, tuple[list[str], list[str], list[str]]] = dict(   # right, wro
     system=([], ['', '  ', 'Hi <eos>', 'Hi.\n\nUser: no', 'a\udcffb'],
             ['You are Bo.', 'A\x1b[2J', 'x'*5000, 'é', '=1+1']),
     acknowledgement=([], ['', 'Aye <eos>'], ['Aye.', '\x1b[2J']),
+    user=([], ['', ' ', 'Ann'], []),                             # the cards of this world are not of other programs
     device=(['cpu'], ['cuda:99', 'nonsense', '', '-'], []),
     dtype=(['float32'], ['int8', 'float33', ''], ['float16', 'bfloat16', 'auto']),
     device_map=([], ['nonsense', ''], ['cpu', 'auto']), template=(['transcript'], ['chat', 'x', ''], []),

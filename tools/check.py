@@ -8,7 +8,7 @@ from collections.abc import Callable
 from configparser import ConfigParser
 from pathlib import Path
 
-import chromium, sources
+import chromium, claims, sources
 
 ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
@@ -108,6 +108,10 @@ def readme_is_current() -> str:
     if not done.returncode: return ''
     if (said := done.stdout.strip()): return said
     return f'nbs/index.ipynb cannot be rendered, restore it: {done.stderr.strip().splitlines()[-1]}'
+
+
+def numbers_are_proven() -> str:
+    return listed(claims.faults(), 'mend the number, its row in REPRODUCE.md, or what the row quotes.')
 
 
 def imports_go_down() -> str:
@@ -220,7 +224,7 @@ def failed_notebooks(project: Path, *only: str) -> list[str]:
 CHECKS: dict[str, Callable[[], str]] = dict(
     numbers=numbers_are_distinct, modules=modules_are_distinct, names=names_are_known, classes=classes_are_written_once,
     columns=lines_fit, attributes=classes_are_small, imports=imports_go_down, outputs=outputs_are_whole,
-    readme=readme_is_current, clean=notebooks_are_clean, export=package_is_exported, types=types_agree,
+    readme=readme_is_current, claims=numbers_are_proven, clean=notebooks_are_clean, export=package_is_exported, types=types_agree,
     gpu=gpu_measurements_run, fuzz=wrong_inputs_are_refused, browser=browser_sees_the_widgets)
 STATIC = [name for name in CHECKS if name not in ('gpu', 'fuzz', 'browser')]
 

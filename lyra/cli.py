@@ -8,10 +8,10 @@ __all__ = ['COUNT', 'SEED', 'REPLY', 'CACHE', 'IMAGES', 'NEED_PERSONA', 'FIXED',
            'persona_export', 'check_policy', 'turns_left', 'beyond', 'chat', 'pick_turns', 'say_aloud', 'side_by_side',
            'both_axes', 'save', 'demo', 'drift', 'parser', 'sentence', 'Ended', 'signals', 'open_streams', 'main']
 
-# %% ../nbs/91_cli.ipynb #c42d4313
+# %% ../nbs/91_cli.ipynb #00ccfe9f
 import argparse, csv, json, os, random, signal, sys, threading, time, traceback
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -223,14 +223,13 @@ def _session(args, source, model, tokenizer):
     if args.out: session.save(args.out)
     return session
 
-# %% ../nbs/91_cli.ipynb #cd6e453d
-def _typed(prompt:str='You: ')->Iterator[str]:
-    "Lines from the terminal, until its end or /quit."
-    while sys.stdin is not None:
-        try: text = input(prompt if sys.stdin.isatty() else '').strip()
-        except EOFError: return
-        if text == '/quit': return
-        if text: yield text
+# %% ../nbs/91_cli.ipynb #750f0819
+def _read_persona(args, words:str, session): # `Persona`
+    "The persona that a command names."
+    options = vars(args) | dict(system=words, acknowledgement=None, template=session.settings['template'])
+    is_file = Path(words).suffix in ('.json', '.png', '.safetensors') or os.path.isfile(words)
+    source = read_source(_path(words)) if is_file else None
+    return _persona(argparse.Namespace(**options), source, session.model, session.tokenizer)
 
 # %% ../nbs/91_cli.ipynb #b7dece43
 FIXED = 'persona', 'system', 'policy', 'window', 'gain', 'sinks', 'layers', 'no_prime', 'template', 'out'
@@ -283,24 +282,42 @@ def _sampling(args, own)->dict[str, Any]:
     most = {} if args.max_new_tokens is None else dict(max_new_tokens=args.max_new_tokens)
     return most | usual | given
 
-# %% ../nbs/91_cli.ipynb #49aa31b0
+# %% ../nbs/91_cli.ipynb #67642bcd
 def _turn(session, text:str, somebody:bool, **sampling)->None:
     "One turn, printed as it comes; where `somebody` is there to go on, an error is told and the conversation goes on."
+    from lyra.terminal import stoppable
     start, before = time.perf_counter(), session.cache.tokens_seen
     out('Reply:', end='' if session.template.name == 'transcript' else ' ')
-    try: session.say(text, on_text=lambda piece: out(piece, end=''), **sampling)
+    try:
+        with stoppable() if somebody else nullcontext() as stop:
+            session.say(text, on_text=lambda piece: out(piece, end=''), stop=stop, **sampling)
     except (KeyboardInterrupt, LyraError) as e:
         if not somebody: raise
         out()
         if isinstance(e, LyraError): complain(str(e))
         else: tell('(broken off; this turn is forgotten)')
         return
+    if stop is not None and stop(): tell('\n(stopped; what was said stays)')
     cache, seconds, most = session.cache, time.perf_counter() - start, session.cache.config.max_position_embeddings
     out()
     tell(f'    [{cache.tokens_seen} tokens so far, {max(cache.tokens_held.values())} held in a layer at most, '
          f'{cache.nbytes/1e6:.1f} MB, {seconds:.1f} s]\n')
     if before <= most < cache.tokens_seen: tell(beyond(cache, most))
 
+def _heed(args, session, text:str, somebody:bool, **sampling): # the session to go on with
+    "A line that was typed: a command, or a turn."
+    from lyra.terminal import command_of, obey
+    try:
+        if (command := command_of(text)) is None: _turn(session, text, somebody, **sampling)
+        else:
+            session, said = obey(session, *command, lambda words: _read_persona(args, words, session))
+            tell(said)
+    except LyraError as e:
+        if not somebody: raise
+        complain(str(e))
+    return session
+
+# %% ../nbs/91_cli.ipynb #05ca95da
 def beyond(
     cache, # a `LyraCache`
     most:int, # tokens that the model was made for
@@ -311,7 +328,7 @@ def beyond(
              'replies may get worse from here on, which does not happen under a policy with a window')
     return f'The conversation has {cache.tokens_seen} tokens, the model was made for {most}: {means}.\n'
 
-# %% ../nbs/91_cli.ipynb #18ae74aa
+# %% ../nbs/91_cli.ipynb #1f4e4c8a
 def chat(args)->int: # exit code
     "Converse, in a terminal or over a file; returns 0."
     check(args, turns=COUNT, seed=SEED, **CACHE, **REPLY)
@@ -320,16 +337,21 @@ def chat(args)->int: # exit code
     source = None if args.resume else _check_new(args)
     if args.resume: _take_up(args)
     from lyra.chat import read_conversations
+    from lyra.terminal import typed
     turns = [t for c in read_conversations(args.input) for t in c.turns][:args.turns] if args.input else None
     tokenizer, model = _load(args)
     import torch
     session, generator = _session(args, source, model, tokenizer), torch.Generator().manual_seed(args.seed)
     if args.resume: turns = _going_on(args, session, turns)
-    if turns is None: tell('Type a message; /quit or Ctrl-D ends, Ctrl-C breaks a reply off.')
+    if turns is None: tell('Type a message, or /help; /quit or Ctrl-D ends, Ctrl-C stops a reply.')
     sampling = _sampling(args, model.generation_config) | dict(generator=generator)
     somebody = turns is None and sys.stdin is not None and sys.stdin.isatty()
-    for text in _typed() if turns is None else turns:
-        if turns is not None: out(f'You: {text}')
+    if turns is None:
+        for text in typed(before=[row['user'] for row in session.turns if 'user' in row]):
+            session = _heed(args, session, text, somebody, **sampling)
+        return 0
+    for text in turns:
+        out(f'You: {text}')
         _turn(session, text, somebody, **sampling)
     return 0
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['COMMANDS', 'help_text', 'command_of', 'is_terminal', 'typed', 'retold', 'obey', 'stoppable']
 
-# %% ../nbs/63_terminal.ipynb #a47185d9
+# %% ../nbs/63_terminal.ipynb #27bcf7a1
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -22,7 +22,7 @@ from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 from .core import LyraError
 from .policy import PRESETS
 from .persona import Persona
-from .chat import ChatSession
+from .chat import ChatSession, replay
 
 # %% ../nbs/63_terminal.ipynb #3ebc738b
 COMMANDS = {
@@ -48,7 +48,7 @@ def command_of(
         raise LyraError(f'There is no command {name}: /help lists them.')
     return None
 
-# %% ../nbs/63_terminal.ipynb #8e0052f9
+# %% ../nbs/63_terminal.ipynb #9b507218
 def _keys()->KeyBindings:
     "Alt-Enter and Ctrl-C."
     keys = KeyBindings()
@@ -79,32 +79,26 @@ def typed(
             prompt, history=history, key_bindings=_keys(), complete_while_typing=False,
             completer=WordCompleter([*COMMANDS], sentence=True))
         ask:Callable[[], str] = editor.prompt
-    else: ask = input
+    else: ask = lambda: input(prompt if sys.stdin.isatty() else '')
     while sys.stdin is not None:
         try: text = ask().strip()
         except EOFError: return
         if text == '/quit': return
         if text: yield text
 
-# %% ../nbs/63_terminal.ipynb #1239372e
+# %% ../nbs/63_terminal.ipynb #e919cb74
 def retold(
     session:ChatSession,
-    *,
-    policy:Any=None, # as for `LyraCache`; None: the same, with its options
-    persona:Persona|None=None, # None: the same
+    policy:Any, # as for `LyraCache`, with its own options
 )->ChatSession:
-    "A conversation in a new session, which has heard the same turns; raises `LyraError`, and nothing has changed."
-    settings = session.settings
-    if policy is not None:
-        kept = {name: x for name, x in settings.items() if name in ('template', 'prime', 'layers')}
-        settings = kept | dict(policy=policy)
-    who = persona or session.persona
-    new = type(session)(session.model, session.tokenizer, who, weights=session.weights, **settings)
+    "A conversation in a new session under another policy, which reads the same tokens; raises `LyraError`."
+    kept = {name: x for name, x in session.settings.items() if name in ('template', 'prime', 'layers')}
+    new = type(session)(session.model, session.tokenizer, session.persona, policy, weights=session.weights, **kept)
     for row in session.turns:
-        if 'user' in row: new.tell(row['user'], row['reply'], scored=False)
+        if 'user' in row: replay(new, row)
     return new
 
-# %% ../nbs/63_terminal.ipynb #282688a4
+# %% ../nbs/63_terminal.ipynb #776370f8
 def obey(
     session:ChatSession,
     name:str, # of the command
@@ -121,7 +115,7 @@ def obey(
     if name == '/policy':
         if about not in PRESETS: raise LyraError(f"There is no policy {about}: choose from {', '.join(PRESETS)}.")
         unsaved = ' It is not saved: /save FOLDER keeps it.' if session.journal is not None else ''
-        return retold(session, policy=about), f'The conversation goes on under {about}.{unsaved}'
+        return retold(session, about), f'The conversation goes on under {about}.{unsaved}'
     if name == '/save':
         if (Path(about)/'session.jsonl').exists():
             raise LyraError(f'{about} holds a session already: name another folder.')

@@ -8,14 +8,14 @@ __all__ = ['COUNT', 'SEED', 'REPLY', 'CACHE', 'IMAGES', 'NEED_PERSONA', 'FIXED',
            'persona_export', 'check_policy', 'turns_left', 'beyond', 'chat', 'pick_turns', 'say_aloud', 'side_by_side',
            'both_axes', 'save', 'demo', 'drift', 'parser', 'sentence', 'Ended', 'signals', 'open_streams', 'main']
 
-# %% ../nbs/91_cli.ipynb #00ccfe9f
+# %% ../nbs/91_cli.ipynb #51ac7cc7
 import argparse, csv, json, os, random, signal, sys, threading, time, traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
-from .core import LyraError, data_path, number, tiny_config
+from .core import LyraError, data_path, number, tiny_config, write_file
 from .policy import NEVER, PRESETS, preset
 
 # %% ../nbs/91_cli.ipynb #5fdffbe1
@@ -415,7 +415,7 @@ def both_axes(
                for who, rows in found.items()}
     return pd.DataFrame(columns).loc[list(MEASURES)].rename(index=MEASURES).round(2).to_string()
 
-# %% ../nbs/91_cli.ipynb #770da0f2
+# %% ../nbs/91_cli.ipynb #96194f86
 def save(args, folder:Path, rows:list[dict], asked:Mapping[str, Mapping[str, str]], found:Mapping)->None:
     "Write settings and numbers (JSON), the turns (CSV), and the answers side by side (HTML)."
     import pandas as pd
@@ -425,10 +425,10 @@ def save(args, folder:Path, rows:list[dict], asked:Mapping[str, Mapping[str, str
         csv.writer(f).writerows([list(rows[0]), *([csv_text(x) for x in row.values()] for row in rows)])
     settings = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items() if k != 'run'}
     result = json.dumps(dict(settings=settings, turns=rows, asked=asked, found=found), ensure_ascii=False, indent=1)
-    (folder/'demo.json').write_text(result, encoding='utf-8')
+    write_file(folder/'demo.json', result.encode())
     answers = [dict(method=who, persona='off the record', order=0, turn='first and last', question=q, reply=r)
                for who, replies in asked.items() for q, r in replies.items()]
-    (folder/'replies.html').write_text(page(pd.DataFrame(answers), 'lyra demo'), encoding='utf-8')
+    write_file(folder/'replies.html', page(pd.DataFrame(answers), 'lyra demo').encode())
 
 # %% ../nbs/91_cli.ipynb #cea322b2
 def demo(args)->int: # exit code
@@ -539,7 +539,7 @@ def _plan(args):
         given['free'] = drawn | dict(own=args.own_replies)
     return Plan(**given)
 
-# %% ../nbs/91_cli.ipynb #1083467c
+# %% ../nbs/91_cli.ipynb #4fcd1540
 def drift(args)->int: # exit code
     "Run a sweep and print its summary; returns 0."
     _check_drift(args)
@@ -561,7 +561,7 @@ def drift(args)->int: # exit code
     if plan.free is not None:
         free = health_table(results)
         free.to_csv(folder/'health.csv')
-        (folder/'replies.html').write_text(page(gather(plan, folder, 'replies'), 'Free replies'), encoding='utf-8')
+        write_file(folder/'replies.html', page(gather(plan, folder, 'replies'), 'Free replies').encode())
         saved += ['health.csv', 'replies.csv', 'replies.html']
     wide = ('display.width', 220, 'display.max_columns', None, 'display.max_colwidth', None)
     show = lambda table: out(table.map(lambda x: f'{x:.3f}' if isinstance(x, float) else x))

@@ -95,7 +95,7 @@ def _claim(folder:Path)->FileLock: # freed with the object, and with the process
         raise PermissionError(13, 'Permission denied')
     return lock
 
-# %% ../nbs/60_journal.ipynb #e0b08e5b
+# %% ../nbs/60_journal.ipynb #a19a6e20
 JOURNAL, FORMAT = 'session.jsonl', 3
 _log = getLogger(__name__)
 
@@ -125,8 +125,9 @@ class Journal:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self.lock = _claim(self.path.parent)
             write_file(self.path, written, 0o600)
-        except OSError as e:
-            raise LyraError(f'{self.path.parent} cannot be written ({e.strerror}): name another folder.') from e
+        except (OSError, ValueError) as e:                                      # a NUL in the name is a ValueError
+            why = getattr(e, 'strerror', None) or e
+            raise LyraError(f'{self.path.parent} cannot be written ({why}): name another folder.') from e
         self.digests, self.size = digests, len(written)
 
     def append(self, row:Mapping)->None:

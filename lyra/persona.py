@@ -270,7 +270,7 @@ def read_persona(
         dtype=str(values[0].dtype), weights=weights_hash(model), rounded=weights_hash(model, torch.bfloat16),
         versions=dict(torch=torch.__version__, transformers=transformers.__version__), **about))
 
-# %% ../nbs/51_persona.ipynb #8b97bb66
+# %% ../nbs/51_persona.ipynb #72a43466
 AGAIN = 'build it anew with `lyra persona build`.'
 
 def save(
@@ -288,8 +288,9 @@ def save(
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_file(path, save_tensors(tensors, metadata=dict(lyra_persona=header)))
-    except OSError as e:
-        raise LyraError(f'{path} cannot be written ({e.strerror}): name another place.') from e
+    except (OSError, ValueError) as e:                                          # a NUL in the name is a ValueError
+        why = getattr(e, 'strerror', None) or e
+        raise LyraError(f'{path} cannot be written ({why}): name another place.') from e
     return path
 
 # %% ../nbs/51_persona.ipynb #bdf186c4

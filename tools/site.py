@@ -29,7 +29,8 @@ CONF = dict(
     mathjax_path=SCRIPT,
     add_module_names=False, python_maximum_signature_line_length=90, toc_object_entries_show_parents='hide',
     html_theme_options=dict(repository_url=REPOSITORY, use_repository_button=True,
-                            use_download_button=False, home_page_in_toc=True, show_navbar_depth=1))
+                            use_download_button=False, home_page_in_toc=True, show_navbar_depth=1, show_toc_level=2,
+                            navbar_persistent=[], footer_content_items=[]), html_context=dict(default_mode='auto'))
 
 CSS_URL = re.compile(r'''(?:url\(\s*['"]?|@import\s+['"])([^'")\s]+)''')
 # A code block, a heading, a link, or a text between backticks.

@@ -180,7 +180,7 @@ def constant(module: Module, name: str, node: ast.Assign | ast.AnnAssign, source
 
 def entry(module: Module, name: str, node: ast.stmt) -> str:
     "What the reference says of one public name."
-    source = f'[in the notebook](#{module.cell(node)})'
+    source = f'Defined in [{Path(module.notebook).stem}](#{module.cell(node)}).'
     if isinstance(node, ast.ClassDef): return class_(module, node, source)
     return function(module, node, source=source) if isinstance(node, FUNCTION) else constant(module, name, node, source)
 

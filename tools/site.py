@@ -20,14 +20,21 @@ MATHJAX, SCRIPT = 'mathjax@3.2.2', 'mathjax/tex-svg.js'      # the last version 
 AXE, REPOSITORY = 'axe-core@4', 'https://github.com/fborgnia/lyra'
 HIDDEN = re.compile(r'#\|\s*(hide|default_exp)|(nbdev\.)?nbdev_export\(')
 WIDGET = 'application/vnd.jupyter.widget-view+json'
-CSS = '.cell_output pre { white-space: pre; overflow-x: auto; }\n.cell_output details { margin: .25rem 0 1rem; }\n'
+# Printed tables keep their columns, and the code's lines of 120 columns fit where the screen is wide enough.
+CSS = """.cell_output pre { white-space: pre; overflow-x: auto; }
+.cell_output details { margin: .25rem 0 1rem; }
+.cell_output table.dataframe { width: auto; table-layout: auto; font-size: .85em; }
+.cell_output table.dataframe td { text-align: right; }
+div.highlight pre { font-size: .8em; }
+.bd-main .bd-content .bd-article-container { max-width: 68rem; }
+"""
 CONF = dict(
     project='Lyra', language='en', html_title='Lyra', html_theme='sphinx_book_theme', extensions=['myst_nb'],
     html_static_path=['_static'], html_css_files=['lyra.css'], html_show_copyright=False, html_copy_source=False,
     nb_execution_mode='off', nb_merge_streams=True, nb_render_markdown_format='gfm', nb_ipywidgets_js={},
     myst_enable_extensions=['amsmath', 'colon_fence', 'dollarmath', 'fieldlist'], myst_heading_anchors=3,
     mathjax_path=SCRIPT,
-    add_module_names=False, python_maximum_signature_line_length=90, toc_object_entries_show_parents='hide',
+    add_module_names=False, toc_object_entries_show_parents='hide',
     html_theme_options=dict(repository_url=REPOSITORY, use_repository_button=True,
                             use_download_button=False, home_page_in_toc=True, show_navbar_depth=1, show_toc_level=2,
                             navbar_persistent=[], footer_content_items=[]), html_context=dict(default_mode='auto'))
@@ -63,7 +70,7 @@ class Pages:
         "The page that a text names, seen from a page."
         folder = os.path.dirname(page)
         places = (os.path.normpath(f'{base}/{text}{end}' if base else text + end)
-                  for base in (folder, '', 'nbs', 'archive') for end in ('', '.ipynb'))
+                  for base in (folder, '', 'nbs', 'archive') for end in ('', '.ipynb', '/README.md'))
         return next((self.pages[place] for place in places if place in self.pages), None)
 
     def role(self, text: str, page: str) -> str | None:
@@ -273,17 +280,43 @@ def build(out: Path, mathjax: Path | None) -> list[str]:
     return (['Sphinx has warned, see above'] if app.statuscode else []) + faults(out)
 
 
+AXE_PAGES = 'index.html', 'nbs/40_policy.html', 'reference/policy.html'
+AXE_RUN = """async () => (await axe.run()).violations.flatMap(v => v.nodes.map(n =>
+    [v.impact, v.id, n.target.join(' '), document.querySelector(n.target[0])?.closest('article') ? 'ours' : 'theme']))"""
+
+
+def seen(site: Path, names: tuple[str, ...]) -> list[str]:
+    "What axe-core and the network say of some pages in a browser; axe-core is fetched for the check alone."
+    from playwright.sync_api import sync_playwright
+    browser, why = chromium.get()
+    if browser is None: raise SiteError(why)
+    with tempfile.TemporaryDirectory() as tmp, sync_playwright() as playwright:
+        if not packed(AXE, {'axe.min.js': 'axe.min.js'}, Path(tmp)):
+            raise SiteError(f'{AXE} could not be fetched: try again where npm and its registry can be reached.')
+        page, found = playwright.chromium.launch(executable_path=browser, args=['--no-sandbox']).new_page(), []
+        for name in names:
+            page.on('request', lambda asked: asked.url.startswith('http') and found.append(f'{name} asked for {asked.url}'))
+            page.goto((site/name).as_uri(), wait_until='load')
+            page.wait_for_timeout(1500)
+            page.add_script_tag(path=f'{tmp}/axe.min.js')
+            found += [f"{name}: {' '.join(map(str, row))}" for row in page.evaluate(AXE_RUN)]
+    return found
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('out', nargs='?', type=Path, default=ROOT/'_site', metavar='OUT', help='folder (default _site/)')
     parser.add_argument('--mathjax', type=Path, metavar='FOLDER', help="a folder with MathJax 3's tex-svg.js")
     parser.add_argument('--gaps', action='store_true', help='only list what the package leaves undocumented')
+    parser.add_argument('--axe', action='store_true', help='also check three pages with axe-core in a browser')
     args, start = parser.parse_args(), time.perf_counter()
     missing = [gap for module in reference.modules(ROOT/'lyra') for gap in reference.gaps(module)]
     if args.gaps:
         print(*missing, f'{len(missing)} gaps', sep='\n')
         return 0
-    try: wrong = build(args.out.resolve(), args.mathjax)
+    try:
+        wrong = build(args.out.resolve(), args.mathjax)
+        if args.axe: print(*seen(args.out.resolve(), AXE_PAGES), sep='\n')
     except SiteError as error: wrong = [str(error)]
     print(*wrong, sep='\n', end='\n' if wrong else '')
     count = sum(1 for _ in args.out.rglob('*.html'))

@@ -185,9 +185,16 @@ def entry(module: Module, name: str, node: ast.stmt) -> str:
     return function(module, node, source=source) if isinstance(node, FUNCTION) else constant(module, name, node, source)
 
 
+def front_names(path: Path) -> str:
+    "The names that the package itself gives, each with the module it comes from."
+    tree = ast.parse(path.read_text(encoding='utf-8'))
+    home = next(node.value for node in tree.body if defines(node) == ['_home'])
+    return ', '.join(f'{{py:obj}}`{k.arg} <lyra.{ast.literal_eval(k.value)}.{k.arg}>`' for k in home.keywords)
+
+
 def page(module: Module) -> str:
     "The reference of a module."
-    kinds = {'Functions': FUNCTION, 'Classes': ast.ClassDef, 'Constants': (ast.Assign, ast.AnnAssign)}
+    kinds = {'Classes': ast.ClassDef, 'Functions': FUNCTION, 'Constants': (ast.Assign, ast.AnnAssign)}
     parts = [f'# {module.name}', plain(module.summary), f'Notebook: `{module.notebook}`',
              directive('module', module.name, '')]
     for heading, kind in kinds.items():

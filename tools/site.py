@@ -25,6 +25,8 @@ CSS = """.cell_output pre { white-space: pre; overflow-x: auto; }
 .cell_output details { margin: .25rem 0 1rem; }
 .cell_output table.dataframe { width: auto; table-layout: auto; font-size: .85em; }
 .cell_output table.dataframe td { text-align: right; }
+.cell_output table.dataframe :is(th, td) { min-width: 0; }
+html[data-theme] .bd-content div.cell_output .text_html:has(> details) { background: none; color: inherit; padding: 0; }
 div.highlight pre { font-size: .8em; }
 .bd-main .bd-content .bd-article-container { max-width: 68rem; }
 """
@@ -151,9 +153,11 @@ def front() -> str:
 
 def index_of(modules: list[reference.Module]) -> str:
     "The front of the reference."
+    front = reference.front_names(ROOT/'lyra'/'__init__.py')
     rows = [f'| `{m.name}` | {reference.plain(m.summary)} | `{m.notebook}` |' for m in modules]
     names = [m.name.partition('.')[2] for m in modules]
-    return '\n'.join(['# The package', '', 'Every public name of every module, as its notebook documents it.', '',
+    return '\n'.join(['# The package', '', 'Every public name of every module, as its notebook documents it. '
+                      f'From the package itself, `from lyra import ...` gives {front}.', '',
                       '| module | what it holds | notebook |', '| --- | --- | --- |', *rows, '', toctree('', *names)])
 
 
@@ -230,7 +234,7 @@ class Page(HTMLParser):
         found = {key: value or '' for key, value in attributes}
         self.anchors |= {found.get('id', ''), found.get('name', '') if tag == 'a' else ''}
         links = tag == 'a' or tag == 'link' and found.get('rel') in ('next', 'prev', 'index', 'search', 'canonical')
-        urls = [found[key] for key in ('href', 'src', 'data', 'poster') if key in found and (tag != 'use')]
+        urls = [found[key] for key in ('href', 'src', 'data', 'poster') if found.get(key)]
         urls += [part.split()[0] for part in found.get('srcset', '').split(',') if part.strip()]
         (self.links if links else self.loads).extend(urls)
         self.loads += re.findall(CSS_URL, found.get('style', ''))

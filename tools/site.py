@@ -107,11 +107,11 @@ def relative(there: str, page: str) -> str:
     return os.path.relpath(there, os.path.dirname('' if page == 'nbs/index.ipynb' else page) or '.')
 
 
-def named(output: nbformat.NotebookNode, section: str) -> nbformat.NotebookNode:
-    "An output whose picture has an alternative text; the notebook's own, if it has one."
-    for kind in (kind for kind in output.get('data', ()) if kind.startswith('image/')):
-        output.metadata.setdefault(kind, {}).setdefault('alt', f'Figure in the section "{section}"')
-    return output
+def alternative(cell: nbformat.NotebookNode, section: str) -> str:
+    "What a cell's pictures show, in words; the section that they stand in, where the notebook does not say."
+    shown = [output.get('metadata', {}).get(kind, {}).get('alt', '') for output in cell.outputs
+             for kind in output.get('data', ()) if kind.startswith('image/')]
+    return ' '.join(filter(None, shown)) or f'Figure in the section "{section}"'
 
 
 def cells(path: Path, page: str, pages: Pages) -> Iterator[nbformat.NotebookNode]:
@@ -127,7 +127,8 @@ def cells(path: Path, page: str, pages: Pages) -> Iterator[nbformat.NotebookNode
                 yield nbformat.v4.new_markdown_cell(f'({reference.anchor(page, cell.id)})=')
             if re.match(r'#\|\s*echo:\s*false', cell.source): cell.metadata.tags = ['remove-input']
             cell.source = re.sub(r'^#\|.*\n?', '', cell.source, flags=re.M)
-            cell.outputs = [named(o, section) for o in cell.outputs if WIDGET not in o.get('data', {})]
+            cell.outputs = [o for o in cell.outputs if WIDGET not in o.get('data', {})]
+            cell.metadata.mystnb = {'image': {'alt': alternative(cell, section)}}
         if cell.source.strip() or cell.get('outputs'): yield cell
 
 
@@ -228,11 +229,13 @@ class Page(HTMLParser):
         self.anchors: set[str] = {'', 'top'}
         self.links: list[str] = []
         self.loads: list[str] = []
+        self.mute: list[str] = []       # pictures without words
         self.feed(path.read_text(encoding='utf-8'))
 
     def handle_starttag(self, tag: str, attributes: list) -> None:
         found = {key: value or '' for key, value in attributes}
         self.anchors |= {found.get('id', ''), found.get('name', '') if tag == 'a' else ''}
+        if tag == 'img' and found.get('alt') in (None, '', found.get('src')): self.mute.append(found.get('src', ''))
         links = tag == 'a' or tag == 'link' and found.get('rel') in ('next', 'prev', 'index', 'search', 'canonical')
         urls = [found[key] for key in ('href', 'src', 'data', 'poster') if found.get(key)]
         urls += [part.split()[0] for part in found.get('srcset', '').split(',') if part.strip()]
@@ -241,11 +244,12 @@ class Page(HTMLParser):
 
 
 def faults(site: Path) -> list[str]:
-    "Dead links and anchors between pages, and whatever a page or a style would load from another host."
+    "Dead links and anchors between pages, pictures without words, and whatever a page or a style would load from another host."
     built = (path for path in sorted(site.rglob('*.html')) if '_static' not in path.parts)      # the theme's templates
     pages, found = {path: Page(path) for path in built}, []
     for path, page in pages.items():
         where = path.relative_to(site)
+        found += [f'{where}: {url} has no alternative text' for url in page.mute]
         for url in [*page.links, *page.loads]:
             parts = urlsplit(url)
             if parts.scheme in ('http', 'https') or parts.netloc:

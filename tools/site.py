@@ -16,7 +16,7 @@ from sphinx.application import Sphinx
 import chromium, reference
 
 ROOT = Path(__file__).resolve().parent.parent
-MATHJAX, SCRIPT = 'mathjax@3.2.2', 'mathjax/tex-svg.js'      # the last version that has its fonts in the script
+MATHJAX = 'mathjax@3.2.2'      # the last version that has its fonts in the script
 AXE, REPOSITORY = 'axe-core@4', 'https://github.com/fborgnia/lyra'
 HIDDEN = re.compile(r'#\|\s*(hide|default_exp)|(nbdev\.)?nbdev_export\(')
 WIDGET = 'application/vnd.jupyter.widget-view+json'
@@ -35,7 +35,7 @@ CONF = dict(
     html_static_path=['_static'], html_css_files=['lyra.css'], html_show_copyright=False, html_copy_source=False,
     nb_execution_mode='off', nb_merge_streams=True, nb_render_markdown_format='gfm', nb_ipywidgets_js={},
     myst_enable_extensions=['amsmath', 'colon_fence', 'dollarmath', 'fieldlist'], myst_heading_anchors=3,
-    mathjax_path=SCRIPT,
+    mathjax_path='mathjax/tex-svg.js',
     add_module_names=False, toc_object_entries_show_parents='hide',
     html_theme_options=dict(repository_url=REPOSITORY, use_repository_button=True,
                             use_download_button=False, home_page_in_toc=True, show_navbar_depth=1, show_toc_level=2,
@@ -197,27 +197,30 @@ def write_sources(folder: Path) -> None:
 
 
 def packed(package: str, names: dict[str, str], folder: Path) -> bool:
-    "Fetch files of an npm package: its name of each, and where to put it. False where npm or the network is not there."
-    try: subprocess.run(['npm', 'pack', '--silent', package], cwd=folder, check=True, capture_output=True, timeout=120)
+    "Fetch files of an npm package: its name of each, and the folder's. False where npm or its registry is not there."
+    command = ['npm', 'pack', '--silent', '--fetch-retries=0', '--fetch-timeout=30000', package]
+    try: subprocess.run(command, cwd=folder, check=True, capture_output=True, timeout=60)
     except (OSError, subprocess.SubprocessError): return False
     with tarfile.open(next(folder.glob('*.tgz'))) as archive:
-        for name, place in names.items(): (folder/place).write_bytes(archive.extractfile(f'package/{name}').read())
+        for name, own in names.items(): (folder/own).write_bytes(archive.extractfile(f'package/{name}').read())
     return True
 
 
-def lay_mathjax(static: Path, folders: list[Path]) -> str:
-    "Put MathJax beside the pages, from the first folder that has it, else from npm; tells where it is from."
-    (static/SCRIPT).parent.mkdir(parents=True)
-    for folder in folders:
-        for place in (folder/'tex-svg.js', folder/'es5'/'tex-svg.js'):
-            if place.exists():
-                shutil.copy(place, static/SCRIPT)
-                return str(folder)
+def lay_mathjax(folder: Path, given: Path | None, former: Path) -> str:
+    "Put MathJax into a folder: the given one, the former site's, or npm's. Tells where it is from; '' if it is not here."
+    folder.mkdir(parents=True)
+    script = folder/'tex-svg.js'
+    for place in [given, given/'es5'] if given else [former]:
+        if not (place/script.name).exists() or not (place/script.name).stat().st_size: continue
+        for name in ('tex-svg.js', 'LICENSE'):
+            if (place/name).exists(): shutil.copy(place/name, folder)
+        return str(place)
+    if given: raise SiteError(f'{given} has no tex-svg.js: name the folder of MathJax 3, or leave --mathjax out.')
     with tempfile.TemporaryDirectory() as tmp:
         if packed(MATHJAX, {'es5/tex-svg.js': 'tex-svg.js', 'LICENSE': 'LICENSE'}, Path(tmp)):
-            for name in ('tex-svg.js', 'LICENSE'): shutil.copy(Path(tmp)/name, (static/SCRIPT).with_name(name))
+            for name in ('tex-svg.js', 'LICENSE'): shutil.copy(Path(tmp)/name, folder)
             return MATHJAX
-    (static/SCRIPT).write_text('// Built where MathJax could not be had.\n', encoding='utf-8')
+    script.touch()      # the pages ask for it
     return ''
 
 
@@ -241,6 +244,9 @@ class Page(HTMLParser):
         urls += [part.split()[0] for part in found.get('srcset', '').split(',') if part.strip()]
         (self.links if links else self.loads).extend(urls)
         self.loads += re.findall(CSS_URL, found.get('style', ''))
+
+    def handle_data(self, data: str) -> None:
+        if self.lasttag == 'style': self.loads += re.findall(CSS_URL, data)
 
 
 def faults(site: Path) -> list[str]:
@@ -277,8 +283,8 @@ def build(out: Path, mathjax: Path | None) -> list[str]:
     with tempfile.TemporaryDirectory() as tmp:
         sources, pages = Path(tmp)/'sources', Path(tmp)/'pages'
         write_sources(sources)
-        origin = lay_mathjax(sources/'_static', [mathjax] if mathjax else [out/'_static'/'mathjax'])
-        print(f'MathJax: {origin}' if origin else 'MathJax: not to be had; formulas are shown as TeX (--mathjax FOLDER)')
+        origin = lay_mathjax(sources/'_static'/'mathjax', mathjax, out/'_static'/'mathjax')
+        print(f'MathJax: {origin}' if origin else 'MathJax: not to be had, so formulas are shown as TeX; name a folder with --mathjax')
         (sources/'_static'/'lyra.css').write_text(CSS, encoding='utf-8')
         app = Sphinx(sources, None, pages, Path(tmp)/'trees', 'html', confoverrides=CONF, status=None,
                      warningiserror=True, parallel=min(4, os.cpu_count() or 1))
@@ -325,7 +331,9 @@ def main() -> int:
     try:
         wrong = build(args.out.resolve(), args.mathjax)
         if args.axe: print(*seen(args.out.resolve(), AXE_PAGES), sep='\n')
-    except SiteError as error: wrong = [str(error)]
+    except SiteError as error:
+        print(error)
+        return 1
     print(*wrong, sep='\n', end='\n' if wrong else '')
     count = sum(1 for _ in args.out.rglob('*.html'))
     print(f'{args.out}: {count} pages in {time.perf_counter() - start:.0f} s, {len(wrong)} faults, '

@@ -89,13 +89,17 @@ def described(module: Module, node: Function, bound: bool = False) -> dict[str, 
 def gaps(module: Module) -> Iterator[str]:
     "Public functions, classes and methods without a docstring, or with parameters of which nothing is said."
     for name, node in module.public.items():
-        if not isinstance(node, (*FUNCTION, ast.ClassDef)): continue
+        if isinstance(node, FUNCTION): yield from unsaid(module, f'{module.name}.{name}', node)
+        if not isinstance(node, ast.ClassDef): continue
         if not ast.get_docstring(node): yield f'{module.name}.{name} has no docstring'
-        bodies = [(name, node)] if isinstance(node, FUNCTION) else [(f'{name}.{m.name}', m) for m in methods(node)]
-        for label, body in bodies:
-            if body is not node and not ast.get_docstring(body): yield f'{module.name}.{label} has no docstring'
-            missing = [p for p in parameters(body, body is not node) if p not in described(module, body, body is not node)]
-            if missing: yield f"{module.name}.{label} says nothing of {', '.join(missing)}"
+        for item in methods(node): yield from unsaid(module, f'{module.name}.{name}.{item.name}', item, bound=True)
+
+
+def unsaid(module: Module, label: str, node: Function, bound: bool = False) -> Iterator[str]:
+    "What a function leaves undocumented."
+    if not ast.get_docstring(node): yield f'{label} has no docstring'
+    missing = [name for name in parameters(node, bound) if name not in described(module, node, bound)]
+    if missing: yield f"{label} says nothing of {', '.join(missing)}"
 
 
 def plain(text: str) -> str:

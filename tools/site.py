@@ -8,12 +8,14 @@ from collections.abc import Iterator
 from configparser import ConfigParser
 from html.parser import HTMLParser
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
-
-import nbformat
-from sphinx.application import Sphinx
+from urllib.parse import SplitResult, unquote, urlsplit
 
 import chromium, reference
+
+try:
+    import nbformat
+    from sphinx.application import Sphinx
+except ImportError: sys.exit('The site is built by Sphinx, which is not here: `pip install -e ".[site]"`.')
 
 ROOT = Path(__file__).resolve().parent.parent
 MATHJAX = 'mathjax@3.2.2'      # the last version that has its fonts in the script
@@ -35,11 +37,10 @@ CONF = dict(
     html_static_path=['_static'], html_css_files=['lyra.css'], html_show_copyright=False, html_copy_source=False,
     nb_execution_mode='off', nb_merge_streams=True, nb_render_markdown_format='gfm', nb_ipywidgets_js={},
     myst_enable_extensions=['amsmath', 'colon_fence', 'dollarmath', 'fieldlist'], myst_heading_anchors=3,
-    mathjax_path='mathjax/tex-svg.js',
-    add_module_names=False, toc_object_entries_show_parents='hide',
-    html_theme_options=dict(repository_url=REPOSITORY, use_repository_button=True,
-                            use_download_button=False, home_page_in_toc=True, show_navbar_depth=1, show_toc_level=2,
-                            navbar_persistent=[], footer_content_items=[]), html_context=dict(default_mode='auto'))
+    mathjax_path='mathjax/tex-svg.js', add_module_names=False, toc_object_entries_show_parents='hide',
+    html_context=dict(default_mode='auto'), html_theme_options=dict(
+        repository_url=REPOSITORY, use_repository_button=True, use_download_button=False, home_page_in_toc=True,
+        show_navbar_depth=1, show_toc_level=2, navbar_persistent=[], footer_content_items=[]))
 
 CSS_URL = re.compile(r'''(?:url\(\s*['"]?|@import\s+['"])([^'")\s]+)''')
 # A code block, a heading, a link, or a text between backticks.
@@ -76,14 +77,13 @@ class Pages:
         return next((self.pages[place] for place in places if place in self.pages), None)
 
     def role(self, text: str, page: str) -> str | None:
-        "The role of a module, or of a public name: one of the page's own module, or one that cannot mean anything else."
+        "The role of a module, or of a public name: of the page's own module, or one that means nothing else."
         if text in self.module.values(): return f'{{py:mod}}`{text}`'
         homes = self.homes.get(text, [])
         own = self.module.get(page)
         if own in homes: return f'{{py:obj}}`{text} <{own}.{text}>`'
         distinct = len(homes) == 1 and (text != text.lower() or '_' in text)
         return f'{{py:obj}}`{text} <{homes[0]}.{text}>`' if distinct else None
-
 
     def link(self, found: re.Match, page: str) -> str:
         "What Sphinx is given for one piece of Markdown that `PIECE` found."
@@ -197,7 +197,7 @@ def write_sources(folder: Path) -> None:
 
 
 def packed(package: str, names: dict[str, str], folder: Path) -> bool:
-    "Fetch files of an npm package: its name of each, and the folder's. False where npm or its registry is not there."
+    "Fetch files of an npm package, each under a name of our own; False where npm or its registry is not there."
     command = ['npm', 'pack', '--silent', '--fetch-retries=0', '--fetch-timeout=30000', package]
     try: subprocess.run(command, cwd=folder, check=True, capture_output=True, timeout=60)
     except (OSError, subprocess.SubprocessError): return False
@@ -207,14 +207,14 @@ def packed(package: str, names: dict[str, str], folder: Path) -> bool:
 
 
 def lay_mathjax(folder: Path, given: Path | None, former: Path) -> str:
-    "Put MathJax into a folder: the given one, the former site's, or npm's. Tells where it is from; '' if it is not here."
+    "Put MathJax into a folder: the given one, the former site's, or npm's. Tells where it is from; '' from nowhere."
     folder.mkdir(parents=True)
     script = folder/'tex-svg.js'
     for place in [given, given/'es5'] if given else [former]:
-        if not (place/script.name).exists() or not (place/script.name).stat().st_size: continue
-        for name in ('tex-svg.js', 'LICENSE'):
-            if (place/name).exists(): shutil.copy(place/name, folder)
-        return str(place)
+        if (place/script.name).exists() and (place/script.name).stat().st_size:
+            for name in ('tex-svg.js', 'LICENSE'):
+                if (place/name).exists(): shutil.copy(place/name, folder)
+            return str(place)
     if given: raise SiteError(f'{given} has no tex-svg.js: name the folder of MathJax 3, or leave --mathjax out.')
     with tempfile.TemporaryDirectory() as tmp:
         if packed(MATHJAX, {'es5/tex-svg.js': 'tex-svg.js', 'LICENSE': 'LICENSE'}, Path(tmp)):
@@ -250,7 +250,7 @@ class Page(HTMLParser):
 
 
 def faults(site: Path) -> list[str]:
-    "Dead links and anchors between pages, pictures without words, and whatever a page or a style would load from another host."
+    "Dead links and anchors between pages, pictures without words, and what would be loaded from another host."
     built = (path for path in sorted(site.rglob('*.html')) if '_static' not in path.parts)      # the theme's templates
     pages, found = {path: Page(path) for path in built}, []
     for path, page in pages.items():
@@ -267,7 +267,7 @@ def faults(site: Path) -> list[str]:
     return found
 
 
-def dead(path: Path, parts, pages: dict[Path, Page]) -> str:
+def dead(path: Path, parts: SplitResult, pages: dict[Path, Page]) -> str:
     "'' if what an internal link names is there."
     target = path if not parts.path else Path(os.path.normpath(path.parent/unquote(parts.path)))
     if target.is_dir(): target = target/'index.html'
@@ -278,13 +278,13 @@ def dead(path: Path, parts, pages: dict[Path, Page]) -> str:
 
 def build(out: Path, mathjax: Path | None) -> list[str]:
     "Build the site into a folder, whose former site it replaces; returns what is wrong with it."
-    if out.exists() and any(out.iterdir()) and not (out/'objects.inv').exists():
+    if out.is_file() or out.exists() and any(out.iterdir()) and not (out/'objects.inv').exists():
         raise SiteError(f'{out} holds something else than a site: name a new folder, or an empty one.')
     with tempfile.TemporaryDirectory() as tmp:
         sources, pages = Path(tmp)/'sources', Path(tmp)/'pages'
         write_sources(sources)
         origin = lay_mathjax(sources/'_static'/'mathjax', mathjax, out/'_static'/'mathjax')
-        print(f'MathJax: {origin}' if origin else 'MathJax: not to be had, so formulas are shown as TeX; name a folder with --mathjax')
+        print(f"MathJax: {origin or 'not to be had, so formulas are shown as TeX; name a folder with --mathjax'}")
         (sources/'_static'/'lyra.css').write_text(CSS, encoding='utf-8')
         app = Sphinx(sources, None, pages, Path(tmp)/'trees', 'html', confoverrides=CONF, status=None,
                      warningiserror=True, parallel=min(4, os.cpu_count() or 1))
@@ -296,7 +296,7 @@ def build(out: Path, mathjax: Path | None) -> list[str]:
 
 AXE_PAGES = 'index.html', 'nbs/40_policy.html', 'reference/policy.html'
 AXE_RUN = """async () => (await axe.run()).violations.flatMap(v => v.nodes.map(n =>
-    [v.impact, v.id, n.target.join(' '), document.querySelector(n.target[0])?.closest('article') ? 'ours' : 'theme']))"""
+    `${document.querySelector(n.target[0])?.closest('article') ? 'ours' : 'theme'}: ${v.impact} ${v.id} ${n.target}`))"""
 
 
 def seen(site: Path, names: tuple[str, ...]) -> list[str]:
@@ -308,12 +308,12 @@ def seen(site: Path, names: tuple[str, ...]) -> list[str]:
         if not packed(AXE, {'axe.min.js': 'axe.min.js'}, Path(tmp)):
             raise SiteError(f'{AXE} could not be fetched: try again where npm and its registry can be reached.')
         page, found = playwright.chromium.launch(executable_path=browser, args=['--no-sandbox']).new_page(), []
+        page.on('request', lambda asked: asked.url.startswith('http') and found.append(f'ours: asked for {asked.url}'))
         for name in names:
-            page.on('request', lambda asked: asked.url.startswith('http') and found.append(f'{name} asked for {asked.url}'))
             page.goto((site/name).as_uri(), wait_until='load')
-            page.wait_for_timeout(1500)
+            page.wait_for_timeout(1500)     # MathJax
             page.add_script_tag(path=f'{tmp}/axe.min.js')
-            found += [f"{name}: {' '.join(map(str, row))}" for row in page.evaluate(AXE_RUN)]
+            found += [f'{name}, {said}' for said in page.evaluate(AXE_RUN)]
     return found
 
 
@@ -330,11 +330,12 @@ def main() -> int:
         return 0
     try:
         wrong = build(args.out.resolve(), args.mathjax)
-        if args.axe: print(*seen(args.out.resolve(), AXE_PAGES), sep='\n')
+        said = seen(args.out.resolve(), AXE_PAGES) if args.axe else []
     except SiteError as error:
         print(error)
         return 1
-    print(*wrong, sep='\n', end='\n' if wrong else '')
+    wrong += [line for line in said if re.search('ours: (serious|critical|asked)', line)]
+    for line in [*wrong, *(line for line in said if line not in wrong)]: print(line)
     count = sum(1 for _ in args.out.rglob('*.html'))
     print(f'{args.out}: {count} pages in {time.perf_counter() - start:.0f} s, {len(wrong)} faults, '
           f'{len(missing)} gaps in the reference (--gaps lists them)')

@@ -30,7 +30,9 @@ CSS = """.cell_output pre { white-space: pre; overflow-x: auto; }
 .cell_output table.dataframe :is(th, td) { min-width: 0; }
 html[data-theme] .bd-content div.cell_output .text_html:has(> details) { background: none; color: inherit; padding: 0; }
 div.highlight pre { font-size: .8em; }
+.bd-page-width { max-width: 104rem; }
 .bd-main .bd-content .bd-article-container { max-width: 68rem; }
+.bd-article :is(p, li, blockquote) { max-width: 52rem; }
 """
 CONF = dict(
     project='Lyra', language='en', html_title='Lyra', html_theme='sphinx_book_theme', extensions=['myst_nb'],
@@ -296,7 +298,7 @@ def build(out: Path, mathjax: Path | None) -> list[str]:
 
 AXE_PAGES = 'index.html', 'nbs/40_policy.html', 'reference/policy.html'
 AXE_RUN = """async () => (await axe.run()).violations.flatMap(v => v.nodes.map(n =>
-    `${document.querySelector(n.target[0])?.closest('article') ? 'ours' : 'theme'}: ${v.impact} ${v.id} ${n.target}`))"""
+    `${document.querySelector(n.target)?.closest('article') ? 'ours' : 'theme'}: ${v.impact} ${v.id} ${n.target}`))"""
 
 
 def seen(site: Path, names: tuple[str, ...]) -> list[str]:
@@ -308,7 +310,7 @@ def seen(site: Path, names: tuple[str, ...]) -> list[str]:
         if not packed(AXE, {'axe.min.js': 'axe.min.js'}, Path(tmp)):
             raise SiteError(f'{AXE} could not be fetched: try again where npm and its registry can be reached.')
         page, found = playwright.chromium.launch(executable_path=browser, args=['--no-sandbox']).new_page(), []
-        page.on('request', lambda asked: asked.url.startswith('http') and found.append(f'ours: asked for {asked.url}'))
+        page.on('request', lambda asked: found.extend([f'ours: asked for {asked.url}'] if 'http' in asked.url else []))
         for name in names:
             page.goto((site/name).as_uri(), wait_until='load')
             page.wait_for_timeout(1500)     # MathJax
@@ -319,7 +321,7 @@ def seen(site: Path, names: tuple[str, ...]) -> list[str]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('out', nargs='?', type=Path, default=ROOT/'_site', metavar='OUT', help='folder (default _site/)')
+    parser.add_argument('out', nargs='?', type=Path, default=ROOT/'_site', metavar='OUT', help='default _site/')
     parser.add_argument('--mathjax', type=Path, metavar='FOLDER', help="a folder with MathJax 3's tex-svg.js")
     parser.add_argument('--gaps', action='store_true', help='only list what the package leaves undocumented')
     parser.add_argument('--axe', action='store_true', help='also check three pages with axe-core in a browser')

@@ -1,4 +1,4 @@
-"Everything comes from settings.ini; extras: `weights` (the default model), `dev` (all that running and testing needs), `suite` (tools/transformers_suite.py)."
+"Everything comes from settings.ini; extras: `weights` (the default model), `dev` (all that running and testing needs), `suite` (tools/transformers_suite.py), `site` (tools/site.py)."
 from configparser import ConfigParser
 from pathlib import Path
 from setuptools import setup
@@ -16,6 +16,7 @@ setup(
     packages=[cfg['lib_path']], python_requires=f">={cfg['min_python']}",
     install_requires=cfg['requirements'].split(),
     extras_require=dict(weights=weights, sweep=cfg['sweep_requirements'].split(), suite=cfg['suite_requirements'].split(),
+                        site=cfg['site_requirements'].split(),
                         dev=cfg['dev_requirements'].split() + weights),
     entry_points=dict(console_scripts=cfg['console_scripts'].split()),
     long_description=readme.read_text(encoding='utf-8') if readme.exists() else '', long_description_content_type='text/markdown')

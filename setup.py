@@ -1,4 +1,4 @@
-"Everything comes from settings.ini; extras: `weights` (the default model), `dev` (all that running and testing needs), `suite` (tools/transformers_suite.py), `site` (tools/site.py)."
+"Everything comes from settings.ini; extras: `weights` (the default model), `dev` (all that running and testing needs), `suite` (tools/transformers_suite.py), `site` (tools/docs.py)."
 from configparser import ConfigParser
 from pathlib import Path
 from setuptools import setup

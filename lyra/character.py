@@ -49,7 +49,7 @@ def unknown_macros(
     "The names of the macros that are still in a text."
     return list(dict.fromkeys(found.split(':')[0].strip()[:30] for found in MACROS.findall(text)))
 
-# %% ../nbs/54_character.ipynb #af9bd9d6
+# %% ../nbs/54_character.ipynb #3cd5f2ae
 LONGEST = 100 # characters of a name
 
 def _short(name:str)->str:
@@ -65,14 +65,13 @@ class Entry(Schema):
     content:str=''
     constant:Flag=False
     enabled:Flag=True
-    use_regex:Flag=False
     insertion_order:Number=0.
     position:str|int=''
 
     @property
     def is_always(self)->bool:
         "Whether it is part of every prompt."
-        return self.constant and self.enabled and not self.use_regex and '@@' not in self.content
+        return self.constant and self.enabled and '@@' not in self.content
 
 class Book(Schema):
     "What is read of a character book."
@@ -197,7 +196,7 @@ def compose(
     return '\n\n'.join(PARTS[field].format(text) for field in PARTS if not skip.get(field)
                        for text in parts.get(field, []))
 
-# %% ../nbs/54_character.ipynb #e0b8c409
+# %% ../nbs/54_character.ipynb #46caa0d3
 UNUSED = dict(alternate_greetings='other greetings; first_mes is the one that is read',
               group_only_greetings='greetings of a group chat', assets='pictures and sounds',
               **dict.fromkeys(('creator', 'character_version', 'tags', 'source', 'creation_date', 'modification_date'),
@@ -222,7 +221,7 @@ def unused(
         shown = f': {" ".join(notes[0][:400].split())[:200]}' if isinstance(notes[0], str) else ''
         said.append(f'creator_notes: for people, not for the model{shown}')
     more = rest.get('extensions')
-    others = [k for k in more if not (ours and k == 'lyra')] if isinstance(more, Mapping) else ['?'] if more else []
+    others = [k for k in more if more[k] not in EMPTY and not (ours and k == 'lyra')] if isinstance(more, Mapping) else ['?'] if more else []
     if others: said.append(f'extensions: other programs\' settings ({_listed(others)})')
     known = {*UNUSED, 'creator_notes', 'creator_notes_multilingual', 'extensions', 'spec', 'spec_version'}
     if (foreign := [k for k in rest if k not in known]): said.append(f'fields of no specification: {_listed(foreign)}')
@@ -233,7 +232,7 @@ def unused(
               and data.get(OLD.get(k, k)) != v]
     return said + ([f'beside data: {_listed(beside)}'] if beside else [])
 
-# %% ../nbs/54_character.ipynb #e04955d4
+# %% ../nbs/54_character.ipynb #f3a7a927
 def lyra_fields(data:Mapping[str, Any])->dict[str, Any]|None:
     "What Lyra wrote into a card; None where it did not write it."
     more = data.get('extensions')
@@ -266,7 +265,7 @@ def _used(parts:Mapping[str, list[str]], x:Fields, text:str, turns:int)->list[st
     said += [f'{field}: the instruction' for field in Fields.model_fields
              if field in parts and field not in ('name', 'first_mes')]
     if 'before_char' in parts or 'after_char' in parts: said.append('character_book: its constant entries')
-    if turns: said.append(f'mes_example: {turns} turns behind the instruction')
+    if turns: said.append(f'mes_example: exchanges behind the instruction ({turns})')
     alone = 'the instruction, and ' if parts.keys() == {'name', 'first_mes'} and not turns else ''
     if 'first_mes' in parts: said.append(f'first_mes: {alone}the acknowledgement where the template has no system '
                                          'message')
@@ -325,7 +324,7 @@ def chunk(kind:bytes, body:bytes)->bytes:
     "A chunk of a PNG file."
     return struct.pack('>I4s', len(body), kind) + body + zlib.crc32(kind + body).to_bytes(4, 'big')
 
-# %% ../nbs/54_character.ipynb #fa7a381c
+# %% ../nbs/54_character.ipynb #31e91088
 def card_texts(
     data:bytes, # of a PNG file
     where:str, # the place that an error names
@@ -336,7 +335,8 @@ def card_texts(
         key, _, text = body.partition(b'\0')
         if kind not in (b'tEXt', b'zTXt', b'iTXt') or (key := key.lower()) not in KEYWORDS: continue
         if kind != b'tEXt' or len(text) > LARGEST_TEXT:
-            raise LyraError(f'{where}: its card is compressed or larger than {LARGEST_TEXT} bytes: export it as JSON.')
+            raise LyraError(f'{where}: its card is in a zTXt or iTXt chunk, or has over {LARGEST_TEXT} bytes: '
+                            'export it as JSON.')
         if found.setdefault(key, text) != text: raise LyraError(f'{where} holds two cards: export the right one anew.')
     if found: return found
     raise LyraError(f'{where} is an image without a character card: export the character as PNG or JSON in the program '
@@ -371,7 +371,7 @@ def read_character(
     if len(texts) == 1: return found
     return replace(found, left=(*found.left, 'the chunk chara: the card of version 2 beside that of version 3'))
 
-# %% ../nbs/54_character.ipynb #cfaf8f62
+# %% ../nbs/54_character.ipynb #cc6dc138
 def as_chara_card(
     card:Card,
     examples:Sequence[tuple[str, str]]=(), # turns of the user and the character
@@ -386,8 +386,8 @@ def as_chara_card(
     dialogue = '\n'.join(f'<START>\n{{{{user}}}}: {asked}\n{{{{char}}}}: {told}' for asked, told in examples)
     data = dict(name=name, description=card.instruction, personality='', scenario='', mes_example=dialogue,
                 system_prompt='', first_mes=card.acknowledgement or '', post_history_instructions='',
-                alternate_greetings=[], group_only_greetings=[], creator='', creator_notes='', character_version='', tags=[card.category],
-                extensions=dict(lyra=own))
+                alternate_greetings=[], group_only_greetings=[], creator='', creator_notes='', character_version='',
+                tags=[card.category], extensions=dict(lyra=own))
     return dict(spec=SPECS[1], spec_version='3.0', data=data)
 
 def write_character(

@@ -192,6 +192,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                 'lyra.character._facts': ('character.html#_facts', 'lyra/character.py'),
                                 'lyra.character._listed': ('character.html#_listed', 'lyra/character.py'),
                                 'lyra.character._read': ('character.html#_read', 'lyra/character.py'),
+                                'lyra.character._settings': ('character.html#_settings', 'lyra/character.py'),
                                 'lyra.character._short': ('character.html#_short', 'lyra/character.py'),
                                 'lyra.character._used': ('character.html#_used', 'lyra/character.py'),
                                 'lyra.character.as_chara_card': ('character.html#as_chara_card', 'lyra/character.py'),

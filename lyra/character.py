@@ -196,7 +196,7 @@ def compose(
     return '\n\n'.join(PARTS[field].format(text) for field in PARTS if not skip.get(field)
                        for text in parts.get(field, []))
 
-# %% ../nbs/54_character.ipynb #46caa0d3
+# %% ../nbs/54_character.ipynb #56daf0f7
 UNUSED = dict(alternate_greetings='other greetings; first_mes is the one that is read',
               group_only_greetings='greetings of a group chat', assets='pictures and sounds',
               **dict.fromkeys(('creator', 'character_version', 'tags', 'source', 'creation_date', 'modification_date'),
@@ -207,6 +207,11 @@ def _listed(names:Iterable[str], most:int=12)->str:
     "Names in a row, on one line, cut where they are many."
     names = [' '.join(name.split())[:40] for name in names]
     return ', '.join(names[:most]) + (f' and {len(names) - most} more' if len(names) > most else '')
+
+def _settings(more:Any, ours:bool)->list[str]:
+    "The names under `extensions` that hold something, '?' where these are no names."
+    if not isinstance(more, Mapping): return ['?']
+    return [k for k, v in more.items() if v not in EMPTY and not (ours and k == 'lyra')]
 
 def unused(
     row:Mapping[str, Any], # parsed JSON
@@ -220,8 +225,7 @@ def unused(
     if (notes := [rest[k] for k in ('creator_notes', 'creator_notes_multilingual') if k in rest]):
         shown = f': {" ".join(notes[0][:400].split())[:200]}' if isinstance(notes[0], str) else ''
         said.append(f'creator_notes: for people, not for the model{shown}')
-    more = rest.get('extensions')
-    others = [k for k in more if more[k] not in EMPTY and not (ours and k == 'lyra')] if isinstance(more, Mapping) else ['?'] if more else []
+    others = _settings(rest.get('extensions', {}), ours)
     if others: said.append(f'extensions: other programs\' settings ({_listed(others)})')
     known = {*UNUSED, 'creator_notes', 'creator_notes_multilingual', 'extensions', 'spec', 'spec_version'}
     if (foreign := [k for k in rest if k not in known]): said.append(f'fields of no specification: {_listed(foreign)}')

@@ -10,12 +10,13 @@ __all__ = ['NAMES', 'NOTES', 'MACROS', 'LONGEST', 'Name', 'Flag', 'Number', 'SPE
            'chunks', 'chunk', 'card_texts', 'decoded', 'read_character', 'as_chara_card', 'write_character',
            'with_card', 'card_of', 'build_character', 'hub_card']
 
-# %% ../nbs/54_character.ipynb #c454ff6b
+# %% ../nbs/54_character.ipynb #8c2ed869
 import base64, json, re, struct, zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import chain
 from pathlib import Path
+from shlex import quote
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field
@@ -107,7 +108,7 @@ def as_fields(
                                        else entries)
     return checked(Fields, found, where)
 
-# %% ../nbs/54_character.ipynb #06dd0924
+# %% ../nbs/54_character.ipynb #8e488f9e
 SPECS = 'chara_card_v2', 'chara_card_v3'
 OLD = dict(char_name='name', char_persona='description', world_scenario='scenario', char_greeting='first_mes',
            example_dialogue='mes_example')
@@ -117,8 +118,8 @@ def is_character(
     row:Any, # parsed JSON
 )->bool:
     "Whether this is meant as a character card, rather than as a card of Lyra's own."
-    own = {'question_id', 'category', 'turns'}
-    return isinstance(row, Mapping) and ('spec' in row or 'data' in row or bool(FLAT & {*row}) and not own & {*row})
+    if not isinstance(row, Mapping) or row.get('spec') in SPECS: return isinstance(row, Mapping)
+    return bool({'spec', 'data', *FLAT} & {*row}) and not {'question_id', 'category', 'turns'} & {*row}
 
 def card_data(
     row:Any, # parsed JSON
@@ -236,7 +237,7 @@ def unused(
               and data.get(OLD.get(k, k)) != v]
     return said + ([f'beside data: {_listed(beside)}'] if beside else [])
 
-# %% ../nbs/54_character.ipynb #f3a7a927
+# %% ../nbs/54_character.ipynb #f8abf019
 def lyra_fields(data:Mapping[str, Any])->dict[str, Any]|None:
     "What Lyra wrote into a card; None where it did not write it."
     more = data.get('extensions')
@@ -258,7 +259,8 @@ class Character:
 
 def is_newer(row:Mapping[str, Any])->bool:
     "Whether a card says that it is of a version after the one that is known."
-    try: return float(row.get('spec_version', 0)) > (3 if row.get('spec') == SPECS[1] else 2)
+    if row.get('spec') not in SPECS: return False
+    try: return float(row.get('spec_version', 0)) > (3 if row['spec'] == SPECS[1] else 2)
     except (TypeError, ValueError, OverflowError): return False
 
 def _used(parts:Mapping[str, list[str]], x:Fields, text:str, turns:int)->list[str]:
@@ -466,7 +468,7 @@ def build_character(
         said += [dict(role=role, content=text) for role, text in zip(('user', 'assistant'), pair)]
     return build(model, tokenizer, messages=said, template=template)
 
-# %% ../nbs/54_character.ipynb #ac09ce56
+# %% ../nbs/54_character.ipynb #f1ac218b
 def _facts(persona:Persona)->dict[str, str]:
     "What a persona knows of itself, for a page."
     made = persona.made_with
@@ -488,13 +490,13 @@ def hub_card(
     text = printable(persona.text, keep='\n\t')
     fence = '`'*max(3, 1 + max((len(run) for run in re.findall('`+', text)), default=0))
     head = [f'license: {json.dumps(plain(licence))}'] if licence else []
-    terms = built_in[0].terms if built_in else "They stand under the terms of the model, which this file doesn't know."
+    terms = built_in[0].terms if built_in else "The file does not know the terms that these stand under."
     return '\n'.join([
         '---', *head, 'tags: [lyra, persona]', '---', f'# {Path(file).stem}', '',
         'A persona for one model: the keys and values of a text in every layer, which the model attends to for the '
         'whole conversation. It fits the model below, and no other.', '',
         '| | |', '| --- | --- |', *(f'| {k} | {plain(v)} |' for k, v in _facts(persona).items()), '',
-        '## Text', '', fence, text, fence, '', '## Use', '', '```', f'lyra persona show {file}',
-        f'lyra chat --persona {file} --model {model}', '```', '', '## Licence', '',
+        '## Text', '', fence, text, fence, '', '## Use', '', '```', f'lyra persona show {quote(file)}',
+        f'lyra chat --persona {quote(file)} --model {model}', '```', '', '## Licence', '',
         f"Words: {plain(licence) if licence else 'no licence is stated'}. "
         f"Keys and values are computed with the model's weights. {terms}", ''])

@@ -106,31 +106,33 @@ def verify_model(args)->int: # exit code: 1 if a row fails
     out(report(rows))
     return 0 if all(r.holds for r in rows) else 1
 
-# %% ../nbs/91_cli.ipynb #9d4ed43b
+# %% ../nbs/91_cli.ipynb #5fd95437
 IMAGES = '.png', '.jpg', '.jpeg', '.webp', '.gif', '.charx'                 # of which a .png can hold a card
 
-def read_source(path:Path): # `Card` or `Persona`
+def read_source(path:Path): # `Character` or `Persona`
     "What a persona's file holds; raises `LyraError` for a file that cannot be one."
     from lyra.persona import Persona
     return _card(path) if path.suffix.lower() in ('.json', *IMAGES) else Persona.load(path)
 
-def _card(path:Path, user:str|None=None): # `Card`
+def _card(path:Path, user:str|None=None): # `Character`
     "A card of any kind; says what of another program's card is used."
     from lyra.character import read_character
     found = read_character(path, user or 'User')
-    if user and not found.used: raise LyraError(f'{path} is no character card, so --user changes nothing: leave it out.')
+    if user and not found.used:
+        raise LyraError(f'{path} is no character card, so --user changes nothing: leave it out.')
     if (said := found.report()): tell(said)
-    return found.card
+    return found
 
 def _persona(args, source, model, tokenizer): # Persona or None
     "A saved persona as it is; a card's, or that of a system prompt, built."
+    from lyra.character import build_character
     from lyra.decoders import decoder_of
     from lyra.persona import Persona
     if isinstance(source, Persona):
         source.check_config(decoder_of(model).config)
         return source
     options = dict(acknowledgement=getattr(args, 'acknowledgement', None), template=args.template)
-    if source is not None: return Persona.build(model, tokenizer, source, **options)
+    if source is not None: return build_character(model, tokenizer, source, **options)
     return Persona.build(model, tokenizer, system=args.system, **options) if args.system else None
 
 def _check_system(args)->None:
@@ -139,13 +141,14 @@ def _check_system(args)->None:
     if args.system is not None and given is not None:
         raise LyraError(f'--system is a persona of its own: leave out {given}, or --system.')
 
-# %% ../nbs/91_cli.ipynb #fe85934a
+# %% ../nbs/91_cli.ipynb #e4ea1154
 def persona_build(args)->int: # exit code
     "Build a persona from a card, or a system prompt, and save it."
     _check_system(args)
     if args.card is None and args.system is None: raise LyraError('A persona is made of words: name a card, or pass '
                                                                   '--system "You are ...".')
-    if args.user is not None and args.card is None: raise LyraError('--user is about a character card: leave it out.')
+    if args.user is not None and args.card is None:
+        raise LyraError('--user is about a character card: leave it out.')
     card, file = _card(args.card, args.user) if args.card else None, args.output
     if file is None and card is None:
         raise LyraError('--system has no file to lie beside: name one with --output FILE.')
@@ -171,7 +174,7 @@ def persona_show(args)->int: # exit code
     out(f'fingerprint {persona.fingerprint()}')
     return 0
 
-# %% ../nbs/91_cli.ipynb #3d226bea
+# %% ../nbs/91_cli.ipynb #6b341b16
 def persona_card(args)->int: # exit code
     "Write a page for a hub about a persona file."
     from lyra.character import hub_card
@@ -195,7 +198,7 @@ def persona_export(args)->int: # exit code
         name = args.model or next((m.name for m in MODELS.values() if m.folder == made['model']), None)
         if name is None: raise LyraError(f"{args.file} was made with {made['model']}: name it with --model.")
         source = card_of(source, find_template(load_tokenizer(name), made['template']))
-    out(write_character(source, args.output, args.image))
+    out(write_character(source.card, args.output, args.image, source.examples))
     return 0
 
 # %% ../nbs/91_cli.ipynb #a3b83ecc
@@ -645,7 +648,7 @@ def _add_verify(commands)->None:
     _place_arguments(p)
     p.set_defaults(run=verify_model)
 
-# %% ../nbs/91_cli.ipynb #c8fe11e8
+# %% ../nbs/91_cli.ipynb #45bc25c7
 def _add_persona(commands)->None:
     "`lyra persona` and its commands."
     personas = commands.add_parser('persona', help='build a persona, show one, or pass one on')
@@ -653,9 +656,9 @@ def _add_persona(commands)->None:
     p = personas.add_parser('build', help='compute a persona from a card and save it', formatter_class=_Help,
         description='Run an instruction through the model once and save what later turns attend to, as one file.')
     p.add_argument('card', type=_path, nargs='?', metavar='CARD',
-                   help='{"question_id", "category", "turns": ["You are ..."]}, see data/README.md; or a character card '
-                   'of version 1 to 3, .json or .png')
-    p.add_argument('--user', type=_text, metavar='NAME', help='what a character card calls the one who talks to it; by '
+                   help='{"question_id", "category", "turns": ["You are ..."]}, see data/README.md; or a character '
+                   'card of version 1 to 3, .json or .png')
+    p.add_argument('--user', type=_text, metavar='NAME', help='what a character card calls who talks to it; by '
                    'default User')
     _system_argument(p)
     p.add_argument('-o', '--output', type=_path, metavar='FILE',
@@ -690,13 +693,14 @@ def _add_passing_on(personas)->None:
                    'default the built-in model that made it')
     p.set_defaults(run=persona_export)
 
-# %% ../nbs/91_cli.ipynb #a8a48073
+# %% ../nbs/91_cli.ipynb #7f2754dc
 def _add_chat(commands)->None:
     "`lyra chat`."
     p = commands.add_parser('chat', help='converse in a terminal, or over a file', formatter_class=_Help, description=
         'Converse with a persona in its own cache (near, pinned, pinned-gain, lyra, lyra-strict), or as a prefix '
         '(full, window, streaming).')
-    p.add_argument('--persona', type=_path, metavar='FILE', help='a saved persona (.safetensors), or a card (.json, .png)')
+    p.add_argument('--persona', type=_path, metavar='FILE', help='a saved persona (.safetensors), or a card '
+                   '(.json, .png)')
     _system_argument(p)
     p.add_argument('--policy', choices=PRESETS, help='what the layers attend to; by default near')
     p.add_argument('--layers', type=int, nargs='+', metavar='I', help='the layers that the policy is for; by default '

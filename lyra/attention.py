@@ -121,7 +121,7 @@ def eager_attention(
     attention_mask:Tensor|None, # [B or 1, 1, T, S], added to the logits
     scaling:float, # factor of the dot products
     dropout:float=0., # probability, in training
-    **kwargs
+    **kwargs, # not used here
 )->tuple[Tensor, Tensor]: # output [B, T, H, D], weights [B, H, T, S]
     "Attention in plain matrix products, with its weights (transformers: `eager_attention_forward`)."
     key, value = repeat_heads(key, module.num_key_value_groups), repeat_heads(value, module.num_key_value_groups)
@@ -192,9 +192,9 @@ def attend(
 # %% ../nbs/30_attention.ipynb #76baa8be
 @lru_cache
 def fuses(
-    device:torch.device,
+    device:torch.device, # where it is tried
     size:int, # channels
-    eps:float,
+    eps:float, # of the norm
 )->bool:
     "Whether `rms_norm` gives the bits of stock's norm there, in float32."
     numbers = torch.Generator().manual_seed(0)
@@ -260,7 +260,7 @@ class LyraAttention(nn.Module):
         position_embeddings:tuple[Tensor, Tensor], # cos and sin, [B or 1, T, D], of this layer's type
         attention_mask:Tensor|None=None, # as the attention interface wants it, [B or 1, 1, T, S]
         cache:Any=None, # any transformers `Cache`
-        **kwargs:Any
+        **kwargs:Any, # for the attention implementation
     )->tuple[Tensor, Tensor|None]: # [B, T, hidden], and weights [B, H, T, S] where the interface gives them
         "Attend, to what the cache says where there is one."
         query, key, value = self.project(hidden_states)

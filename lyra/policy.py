@@ -54,7 +54,7 @@ class ContextPolicy:
 def visible(
     q:Tensor, # indices of queries, broadcastable against k
     k:Tensor, # indices of keys
-    policy:ContextPolicy,
+    policy:ContextPolicy, # of the layer
     turn_start:Tensor|int=0, # index of the turn's first token
     first:Tensor|int=0, # where the count of sinks starts; -P where a layer reads the persona as its past
 )->Tensor: # bool
@@ -72,7 +72,7 @@ SEGMENTS = ('persona', 'sinks', 'earlier turns', 'this turn')
 def segments(
     q:Tensor, # indices of queries, broadcastable against k
     k:Tensor, # indices of keys that they see
-    policy:ContextPolicy,
+    policy:ContextPolicy, # of the layer
     turn_start:Tensor|int=0, # index of the turn's first token
 )->Tensor: # long, indices into `SEGMENTS`
     "For whose sake a query sees a key."

@@ -45,7 +45,9 @@ class Batch:
 
     def __len__(self)->int: return len(self.heard)
 
-    def copies(self, n:int=1)->'Batch':
+    def copies(self,
+        n:int=1, # rows for each
+    )->'Batch':
         "A copy off the record, with n rows for every one."
         twin = copy.copy(self)
         twin.writer, twin.cache = copy.copy(self.writer), copy.deepcopy(self.cache)
@@ -72,7 +74,7 @@ class Batch:
     def tell(self,
         turns:Sequence[tuple[str, str]], # of each row: the user's turn and the reply
         *,
-        scored:bool=False,
+        scored:bool=False, # whether the NLL is wanted
     )->list[float]: # nats a token, of the turn's tokens but the first; nan where it is not `scored`
         "A turn for every row, with its reply."
         self.cache.begin_turn()
@@ -104,7 +106,7 @@ def _cut(batch:Batch, tokens:Sequence[int])->str:
 def speak(
     batch:Batch, # used up
     questions:Sequence[str], # one for each row
-    sampling:Sampling=Sampling(),
+    sampling:Sampling=Sampling(), # how tokens are drawn
 )->list[str]:
     "The reply of every row; with a temperature the rows share a generator, so it is not as if each were alone."
     batch.cache.begin_turn()
@@ -120,7 +122,7 @@ def speak(
 def answers_of(
     batch:Batch, # not changed
     questions:Sequence[Sequence[str]], # of every row, as many for each
-    sampling:Sampling=Sampling(),
+    sampling:Sampling=Sampling(), # how tokens are drawn
     *,
     at_once:int=16, # questions
 )->list[list[str]]:
@@ -158,7 +160,7 @@ def checked(
     cards:Sequence[Card], # of the rows
     fresh:Session, # of the same model, that has heard nothing
     told:Sequence[Session], # that have just been told the persona, one for each row
-    sampling:Sampling=Sampling(),
+    sampling:Sampling=Sampling(), # how tokens are drawn
     *,
     at_once:int=16, # questions
 )->tuple[list[dict], list[dict]]: # rows: row, probe, measure, value; replies: row, question, reply
@@ -179,8 +181,8 @@ def hold_together(
     histories:Sequence[Sequence[tuple[str, str]]], # turns of each row, as many for each
     checks:Collection[int], # turns after which to measure, beside the last; 0: before the first
     fresh:Session, # as for `checked`
-    told:Sequence[Session],
-    sampling:Sampling=Sampling(),
+    told:Sequence[Session], # as for `checked`
+    sampling:Sampling=Sampling(), # how tokens are drawn
     *,
     scored_every:int=4, # turns
     at_once:int=16, # questions

@@ -23,7 +23,7 @@ from .buffer import set_front
 
 # %% ../nbs/44_state.ipynb #fe7e5ff1
 def is_bounded(
-    cache:LyraCache, # with its policies
+    cache:LyraCache, # whose policies count
 )->bool:
     "Whether every layer has a window, so that the state has a bound."
     return all(p.window is not None for p in cache.policies)
@@ -101,7 +101,7 @@ def save_state(
 
 # %% ../nbs/44_state.ipynb #a18a1497
 def load_state(
-    path:Path, # the file
+    path:Path, # a file that `save_state` wrote
 )->tuple[dict[str, Tensor], dict[str, Any]]|None: # tensors, note
     "Read the state of a cache; None where there is none, or it is damaged or of another version."
     try:

@@ -352,7 +352,7 @@ def write_header(
 
 # %% ../nbs/70_trace.ipynb #6ca41c71
 def create_trace(
-    path, # the file
+    path, # of the file, which is made
 )->BinaryIO:
     "A new file, open for writing; raises `LyraError` where there is one or can be none."
     try: return open(path, 'xb')
@@ -491,7 +491,7 @@ class Trace:
 
 # %% ../nbs/70_trace.ipynb #df7e5dc6
 def open_trace(
-    path:Path, # the file
+    path:Path, # a file that a `Recorder` wrote
 )->tuple[list[tuple[int, int]], dict[str, Any]]: # frames as by `find_frames`, the first one's note
     "Read the beginning of a trace; raises `LyraError` where there is none."
     try:
@@ -512,7 +512,7 @@ def open_trace(
 _Record = TypeVar('_Record', Summary, Detail)
 
 def read_record(
-    trace:Trace, # with its frames
+    trace:Trace, # that the frame is of
     kind:type[_Record], # `Summary` or `Detail`
     i:int, # frame
 )->_Record:
@@ -534,7 +534,7 @@ def read_record(
 
 # %% ../nbs/70_trace.ipynb #faa2e97c
 def key_text(
-    trace:Trace, # with its turns
+    trace:Trace, # with that turn
     turn:int, # at which the key was attended to
     position:int, # index of the key
     layer:int|None=None, # that attended; None: one with the turn's persona
@@ -551,7 +551,7 @@ def key_text(
 
 # %% ../nbs/70_trace.ipynb #997d9048
 def held(
-    trace:Trace, # with its turns
+    trace:Trace, # with that turn
     turn:int, # from 1
     layer:int, # of the model
 )->tuple[Tensor, Tensor]: # [n] indices of the keys, [n] indices into `SEGMENTS`

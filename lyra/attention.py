@@ -221,7 +221,7 @@ class LyraRMSNorm(Gemma3RMSNorm):
 class LyraAttention(nn.Module):
     "Gemma 3's attention, owned: grouped queries, query and key norms, RoPE, any attention interface of transformers."
     def __init__(self,
-        config:Gemma3TextConfig,
+        config:Gemma3TextConfig, # of the text model
         layer_idx:int, # which layer: decides the layer type, names the cache's entry
     ):
         super().__init__()
@@ -285,7 +285,10 @@ def copy_attention(
 # %% ../nbs/30_attention.ipynb #c681511e
 class LyraHead(nn.Linear):
     "Gemma's output head; a single token's logits come in blocks where that gives the same bits."
-    def __init__(self, *args:Any, **kwargs:Any):
+    def __init__(self,
+        *args:Any, # as for `nn.Linear`
+        **kwargs:Any, # as for `nn.Linear`
+    ):
         super().__init__(*args, **kwargs)
         self.same_bits:dict[torch.device, bool] = {} # whether blocks gave the first token's logits bit for bit
 
@@ -312,7 +315,9 @@ class LyraHead(nn.Linear):
 # %% ../nbs/30_attention.ipynb #5fdac4c3
 class LyraDecoder(LyraTextModel):
     "Gemma 3's text model, which tells a cache of ours of every forward pass."
-    def __init__(self, config:Gemma3TextConfig):
+    def __init__(self,
+        config:Gemma3TextConfig, # of the text model
+    ):
         super().__init__(config)
         for part in (self, *self.layers):
             for name, norm in [*part.named_children()]:

@@ -26,12 +26,13 @@ from .health import ORDINARY, REVEAL, judge_replies, padded
 class Batch:
     "Conversations under one policy, told in step: the rows of one cache."
     def __init__(self,
-        model:Any, tokenizer:Any, # as for `ChatSession`
+        model:Any, # as for `ChatSession`
+        tokenizer:Any, # as for `ChatSession`
         personas:Sequence[Persona], # one for each row; none: rows without a persona
-        policy:str|Mapping[str, ContextPolicy]|Sequence[ContextPolicy]='near',
+        policy:str|Mapping[str, ContextPolicy]|Sequence[ContextPolicy]='near', # as for `LyraCache`
         *,
         rows:int=1, # how many, where there are no personas
-        template:str|None=None,
+        template:str|None=None, # as for `ChatSession`
         **cache_options:Any, # prime, window_size, sinks, gain, layers: as for `LyraCache`
     ):
         number(rows, 'The number of rows', least=1, whole=True)
@@ -126,7 +127,7 @@ def answers_of(
     *,
     at_once:int=16, # questions
 )->list[list[str]]:
-    "The replies of every row to some questions, each off the record."
+    "The replies of every row to some questions, each off the record; raises `LyraError` unless each row has as many."
     if len(questions) != len(batch) or len({*map(len, questions)}) != 1 or not questions[0]:
         raise LyraError('Give every row the same number of questions, one at least.')
     replies:list[list[str]] = [[] for _ in questions]

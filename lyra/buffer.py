@@ -68,7 +68,12 @@ def alike(
 # %% ../nbs/41_buffer.ipynb #48319a58
 class Buffer(Memory):
     "Slots that are appended in place, dropped from the front, and seen in one piece with what never leaves."
-    def __init__(self, room:int, *, dim:int=-2, reserve:int=0):
+    def __init__(self,
+        room:int, # slots of new memory
+        *,
+        dim:int=-2, # dimension of the slots
+        reserve:int=0, # slots before the window that a front may take
+    ):
         super().__init__(room, dim=dim, reserve=reserve)
         self.front, self.before = torch.empty(0), 0 # and its slots
         self.placed:int|None = None # the start before which the front stands

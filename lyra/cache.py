@@ -74,8 +74,8 @@ def sinkless(
 class Index:
     "Which token stands in which slot, for all layers of one policy."
     def __init__(self,
-        policy:ContextPolicy,
-        rows:Rows,
+        policy:ContextPolicy, # of the layers
+        rows:Rows, # shared with the other indexes
         persona:Tensor, # [R, P] the personas' indices: -P to -1, and NEVER in a shorter one
         as_stock:bool, # whether to leave the choice of masks to transformers, for the sake of its bits
     ):
@@ -556,7 +556,7 @@ class LyraCache(PolicyLayers):
     def rebase(self,
         offset:int|None=None, # tokens; None: as much as nothing held needs
     )->int: # the offset
-        "Take an offset off all positions; distances stay."
+        "Take an offset off all positions, so that distances stay; raises `LyraError` for one that is no whole number."
         if offset is None: offset = oldest_held(self)
         number(offset, 'The offset', least=-2**60, most=2**60, whole=True)
         set_base(self, self.rows.base + offset)

@@ -312,7 +312,7 @@ def close(
     atol:float, # largest absolute difference allowed, in the tensors' unit
     what:str='tensors', # name in the error
 )->float: # the largest absolute difference
-    "Like `bits_equal`, within a stated absolute tolerance; returns what was measured."
+    "Like `bits_equal`, within a tolerance; raises `AssertionError` beyond it, else returns what was measured."
     if a.shape != b.shape: raise AssertionError(f'{what}: {difference(a, b)}')
     gap = float((a.double() - b.double()).abs().max())
     if not gap <= atol: raise AssertionError(f'{what}: largest difference {gap:.3g} is over {atol:.3g}')

@@ -76,7 +76,9 @@ def _after(body:Any, args:tuple, kwargs:dict[str, Any], output:Any)->None:
 # %% ../nbs/43_any_model.ipynb #b82191d8
 class Asking:
     "Stands for a cache in a trial, and notes which layers ask for their mask."
-    def __init__(self, held:list[DynamicLayer]):
+    def __init__(self,
+        held:list[DynamicLayer], # layers of the trial's cache that hold keys
+    ):
         self.held, self.layers, self.watch = held, set[int](), None
 
     def attention_mask(self,

@@ -177,7 +177,11 @@ def _additive(mask:Tensor|None, query:Tensor, S:int)->Tensor: # [1 or B, 1, T, S
 
 class SplitCache(LyraCache):
     "A full context whose layers raise the persona's share of attention to a power, as long as they hold all of it."
-    def __init__(self, config, persona:Persona, exponent:float):
+    def __init__(self,
+        config, # of the text model
+        persona:Persona, # whose share is raised
+        exponent:float, # of the share; below 1 it grows
+    ):
         super().__init__(config, 'full', persona=persona)
         self.exponent = exponent
 
@@ -212,7 +216,12 @@ def split_softmax(
 # %% ../nbs/80_drift.ipynb #537f8bc6
 class Reprompted(ChatSession):
     "Hears a reminder as a turn of its own, after every `every` turns."
-    def __init__(self, *args, every:int, reminder:tuple[str, str], **options):
+    def __init__(self,
+        *args, # as for `ChatSession`
+        every:int, # turns before a reminder
+        reminder:tuple[str, str], # the user's turn and the reply
+        **options, # as for `ChatSession`
+    ):
         super().__init__(*args, **options)
         self.every, self.reminder = every, reminder
 
@@ -617,7 +626,7 @@ def frontier(
     score:str='logodds', # a measure
     title:str='', # above the picture
 )->Figure:
-    "Fidelity at the last check against the cost over `full`; the area of a point is its memory."
+    "Fidelity at the last check against the cost, a point's area its memory; raises `LyraError` without full or none."
     scores, cost, held, fig = per_persona(results, score), costs(results), per_persona(results, 'bytes'), figure(8, 5)
     if 'none' not in cost: raise LyraError('The frontier needs the methods none and full, and scored turns.')
     ax, last, points, colours, taken = fig.subplots(), scores.columns.max(), {}, {}, []

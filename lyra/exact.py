@@ -33,7 +33,7 @@ from .persona import Persona, read_persona
 class Literal:
     "A mask written out by hand, in the place of a cache."
     def __init__(self,
-        model:Any,
+        model:Any, # with a text model
         P:int, # tokens of the persona, the first ones
         policies:Mapping[str, ContextPolicy], # layer type -> its policy
         stock:Mapping[str, ContextPolicy], # the same for the persona's tokens

@@ -333,7 +333,7 @@ def two_axes(
     results:pd.DataFrame, # as `lyra.sweep.sweep` gives them, with free replies and `full` among the methods
     title:str='', # above the picture
 )->Figure:
-    "Fidelity in free text against health, a point for each method, with 95 % intervals over personas as ellipses."
+    "Fidelity against health, 95 % intervals over personas as ellipses; raises `LyraError` without the method `full`."
     facts, health, fig = per_persona(results, 'fact'), per_persona(results, 'healthy'), figure(8, 5)
     if 'full' not in facts.index:
         raise LyraError('The picture needs the method full, whose first check is the yardstick.')

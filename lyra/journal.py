@@ -118,7 +118,7 @@ class Journal:
         header:Mapping, # describes the session, see `Header`
         rows:Iterable[Mapping]=(), # what has happened already
     )->None:
-        "Write the file in one step, for its owner's eyes only; one that is there is replaced."
+        "Write the file in one step, over one that is there, for its owner alone; raises `LyraError` where that fails."
         lines, digests = _chain((dict(lyra_session=FORMAT, **header), *rows))
         written = ''.join(lines).encode()
         try:

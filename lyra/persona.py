@@ -56,7 +56,7 @@ def weights_hash(
     model:Any, # any model with a decoder, or a wrapper of one
     dtype:torch.dtype|None=None, # round the weights to this first; None: as they are
 )->str: # hex digest
-    "A digest of every bit of the text model's weights; takes about a second per gigabyte, so do it once a session."
+    "A digest of the text model's weights, bit for bit; a second a gigabyte. Raises `LyraError` for offloaded ones."
     found = list[str]()
     for name, p in ((name, p) for name, x in sorted(decoder_of(model).state_dict().items()) for p in _plain(x)):
         if p.is_meta:
@@ -185,7 +185,7 @@ def record(
     model:Any, # a `Lyra` or an attached model, in eval mode, or a wrapper of one
     token_ids:Sequence[int], # P
 )->tuple[tuple[Tensor, ...], tuple[Tensor, ...]]: # keys, turned back, in float32, and values, per layer [1, K, P, D]
-    "What a text leaves in every layer of a model that has keys of its own."
+    "What a text leaves in every layer that has keys of its own; raises `LyraError` where the model cannot be recorded."
     decoder = decoder_of(model)
     if not hasattr(decoder, 'rotations'): raise LyraError('This model is not attached: call lyra.attach(model) first.')
     dropouts = [m.p for m in decoder.modules() if isinstance(m, torch.nn.Dropout)]

@@ -313,7 +313,7 @@ def self_chat(
     template:str='transcript', # 'transcript' or 'chat', see `lyra.cards.find_template`
     on_turn:Callable[[str, str], object]|None=None, # called with speaker and text
 )->pd.DataFrame: # tidy: 'stability' (0 to 1) of each probe, 'bytes', at turns 2, 4, ...
-    "Let two personas talk and judge the agent after every second turn (arXiv 2402.10962)."
+    "Let two personas talk and judge the agent each second turn (arXiv 2402.10962); raises `LyraError` for wrong numbers."
     number(turns, 'The number of turns', least=2, whole=True)
     number(runs, 'The number of runs', least=1, whole=True)
     number(order, 'The order', least=0, whole=True)
@@ -438,7 +438,7 @@ def hold_constraint(
     seed:int=0, # with `order`: of the facts and the trivia
     template:str='transcript', # 'transcript' or 'chat', see `lyra.cards.find_template`
 )->pd.DataFrame: # tidy: 'logodds', 'without', 'difference' (nats), 'pass', 'pass without' (0 or 1)
-    "Hold a scenario with and without its constraint (arXiv 2410.21159)."
+    "Hold a scenario with and without its constraint (arXiv 2410.21159); raises `LyraError` for a wrong place or count."
     if place not in ('conversation', 'persona'):
         raise LyraError(f"The constraint stands in the 'conversation' or is the 'persona'; got {place!r}.")
     for n in others: number(n, "The number of other people's preferences", least=0, whole=True)

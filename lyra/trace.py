@@ -207,7 +207,9 @@ def top_keys(
 # %% ../nbs/70_trace.ipynb #200c8714
 class LayerTally:
     "What one layer has attended to in a turn, pass by pass."
-    def __init__(self, heads:int):
+    def __init__(self,
+        heads:int, # of the layer's queries
+    ):
         self.masses:list[Tensor] = []                           # [H, t, 4] of each pass
         self.tops:list[tuple[Tensor, Tensor]] = []              # [H, t, k] keys and weights of each pass
         self.sums = torch.zeros(0, dtype=torch.long), torch.zeros(heads, 0) # keys, what the choosing queries paid
@@ -245,7 +247,7 @@ class TurnTally:
 class Recorder:
     "Listens to a session's layers and writes what they attend to, turn by turn, to a file."
     def __init__(self,
-        session:ChatSession,
+        session:ChatSession, # that is not being recorded yet
         path, # file to write, `.lyratrace`; must not exist
         *,
         probes:Sequence[Probe]=(), # of the persona's card, asked off the record
@@ -363,7 +365,7 @@ def write_frames(
     file:BinaryIO, # at its end
     *frames:tuple[dict[str, Tensor], dict], # tensors and note of each
 )->None:
-    "Append frames and wait for the disk, all or none."
+    "Append frames and wait for the disk, all or none; raises `LyraError` where they cannot be written."
     size = file.tell()
     try:
         for tensors, note in frames: write_frame(file, tensors, note)

@@ -164,7 +164,7 @@ def checkpoint(
     name:str=DEFAULT, # a key of `MODELS`
     root:Path|None=None, # cache folder; None: `lyra.core.cache_path()`
 )->Path: # a checkpoint folder that `from_pretrained` reads
-    "A built-in model's checkpoint, converted on first use; safe against interruption and concurrent use."
+    "A built-in model's checkpoint, converted on first use; safe against interruption; raises `LyraError` without it."
     if name not in MODELS:
         raise LyraError(_unknown(name) or f"There is no model {name!r}: the built-in ones are {', '.join(MODELS)}.")
     model, root = MODELS[name], Path(root or cache_path())

@@ -313,7 +313,7 @@ def self_chat(
     template:str='transcript', # 'transcript' or 'chat', see `lyra.cards.find_template`
     on_turn:Callable[[str, str], object]|None=None, # called with speaker and text
 )->pd.DataFrame: # tidy: 'stability' (0 to 1) of each probe, 'bytes', at turns 2, 4, ...
-    "Let two personas talk and judge the agent each second turn (arXiv 2402.10962); raises `LyraError` for wrong numbers."
+    "Let two personas talk, judge the agent each second turn (arXiv 2402.10962); raises `LyraError` for wrong numbers."
     number(turns, 'The number of turns', least=2, whole=True)
     number(runs, 'The number of runs', least=1, whole=True)
     number(order, 'The order', least=0, whole=True)

@@ -108,7 +108,7 @@ def speak(
     batch:Batch, # used up
     questions:Sequence[str], # one for each row
     sampling:Sampling=Sampling(), # how tokens are drawn
-)->list[str]:
+)->list[str]: # one per row
     "The reply of every row; with a temperature the rows share a generator, so it is not as if each were alone."
     batch.cache.begin_turn()
     said, chosen = _past(batch), list[Tensor]()
@@ -126,7 +126,7 @@ def answers_of(
     sampling:Sampling=Sampling(), # how tokens are drawn
     *,
     at_once:int=16, # questions
-)->list[list[str]]:
+)->list[list[str]]: # of each row, as many as it has questions
     "The replies of every row to some questions, each off the record; raises `LyraError` unless each row has as many."
     if len(questions) != len(batch) or len({*map(len, questions)}) != 1 or not questions[0]:
         raise LyraError('Give every row the same number of questions, one at least.')

@@ -59,8 +59,8 @@ class Memory:
 
 # %% ../nbs/41_buffer.ipynb #dead3587
 def alike(
-    a:Tensor, # rows first
-    b:Tensor, # rows first
+    a:Tensor, # rows in the first dimension
+    b:Tensor, # likewise
 )->bool:
     "Whether two tensors have the same rows, dtype and device."
     return (a.shape[0], a.dtype, a.device) == (b.shape[0], b.dtype, b.device)
@@ -91,7 +91,7 @@ class Buffer(Memory):
         super().lay(x, slots)
         self.placed = None
 
-    def view(self)->Tensor:
+    def view(self)->Tensor: # before + len slots; valid until the next change
         "Front and window as one piece, without a copy."
         F, start = self.before, self.start
         if F and self.placed != start:

@@ -123,7 +123,7 @@ class Index:
     def unseen(self,
         q:Tensor, # [B, 1] index of the next query
         k:Tensor, # [B, S] indices of keys, the oldest first
-    )->int:
+    )->int: # 0 without a window
         "How many of the first keys no query sees, sinks aside; W - 1 columns stay."
         if self.policy.window is None: return 0
         most = k.shape[1] - self.policy.window + 1
@@ -279,7 +279,7 @@ class LyraLayer(CacheLayerMixin):
 
     def get_mask_sizes(self,
         query_length:int, # T, new tokens
-    )->tuple[int, int]:
+    )->tuple[int, int]: # T and 0
         "What a stock mask would be sized by, though none is made; raises `LyraError` outside of `enter`."
         if ACTIVE.cache is None:
             raise LyraError('A LyraCache makes its own masks, and this model does not ask for them: call '
@@ -714,7 +714,7 @@ def evict(
 def buffers(
     cache:PolicyLayers, # with the layers of the index
     index:Index, # of one of its policies
-)->list[Buffer]:
+)->list[Buffer]: # the index's own first
     "The buffers that move together: the index's own, and its layers'."
     return [index.slots, *(b for layer in cache.own if layer.index is index for b in layer.buffers)]
 

@@ -27,7 +27,7 @@ def stock_mask(
     *args:Any, # as for transformers' function
     attn:str, # 'eager' or 'sdpa'
     **kwargs:Any, # as for transformers' function
-)->Tensor|None:
+)->Tensor|None: # as the attention implementation wants it
     "The stock mask; none where the active cache makes its own."
     return ALL_MASK_ATTENTION_FUNCTIONS[attn](*args, **kwargs) if ACTIVE.cache is None else None
 

@@ -544,7 +544,7 @@ def _row(scores:pd.DataFrame, m:str, delta:float)->dict[str, Any]:
 def summary(
     results:pd.DataFrame, # as `lyra.sweep.sweep` gives them
     *,
-    score:str='logodds', # a measure
+    score:str='logodds', # a measure, see `per_persona`
     delta:float=.5, # nats; the largest change of the score that does not matter
 )->pd.DataFrame: # one row per method
     "Per method: score at the first and last check, change, p of equivalence, half-life, lead and cost over `full`."
@@ -558,7 +558,7 @@ _SCORES = dict(logodds='log-odds, nats,', logprob='log-probability, nats,') # ho
 
 def curves(
     results:pd.DataFrame, # as `lyra.sweep.sweep` gives them
-    score:str='logodds', # a measure
+    score:str='logodds', # a measure, see `per_persona`
     title:str='', # above the picture
 )->Figure:
     "The score over the turns, one line a method, with 95 % intervals over personas."
@@ -623,7 +623,7 @@ def _point(ax:Axes, m:str, x:Estimate, y:Estimate, mib:float)->list[tuple[float,
 
 def frontier(
     results:pd.DataFrame, # as `lyra.sweep.sweep` gives them, with the methods none and full among them
-    score:str='logodds', # a measure
+    score:str='logodds', # a measure, see `per_persona`
     title:str='', # above the picture
 )->Figure:
     "Fidelity at the last check against the cost, a point's area its memory; raises `LyraError` without full or none."

@@ -124,7 +124,7 @@ class Trial:
 def gap(
     a:Tensor, # what was found
     b:Tensor, # what was expected
-)->float: # 0 or more
+)->float: # 0 or more, or infinite
     "The largest difference, relative to the largest value of b where that is over 1; infinite for other shapes."
     if a.shape != b.shape or not (a.isfinite().all() and b.isfinite().all()): return inf
     a, b = a.double(), b.double()
@@ -175,7 +175,7 @@ def in_chunks(
 
 # %% ../nbs/52_verify.ipynb #6c0b7fcd
 def itself(
-    t:Trial, # what is compared
+    t:Trial, # model and tokens
 )->float: # largest gap
     "stock, in chunks through its own cache, and in a padded batch: the yardstick"
     new, whole, (ids, mask) = lambda: DynamicCache(config=t.decoder.config), truth(t), _batch(t)
@@ -212,7 +212,7 @@ def _generate(t:Trial, **options:Any)->Any:
 
 # %% ../nbs/52_verify.ipynb #82ed1b42
 def as_stock(
-    t:Trial, # what is compared
+    t:Trial, # model and tokens
 )->float: # largest gap
     "no persona: `generate` on a padded batch, as stock"
     ids, mask = _batch(t)
@@ -224,7 +224,7 @@ def as_stock(
 
 # %% ../nbs/52_verify.ipynb #b60d9060
 def whole_context(
-    t:Trial, # what is compared
+    t:Trial, # model and tokens
 )->float: # largest gap
     "persona and all of the text: as stock on both"
     return in_chunks(t, t.unbounded, truth(t), t.text, (t.N, 7, 1))
@@ -239,14 +239,14 @@ def past_window(
 
 # %% ../nbs/52_verify.ipynb #7d7ec143
 def window(
-    t:Trial, # what is compared
+    t:Trial, # model and tokens
 )->float: # largest gap
     "windows that slide: a literal mask"
     return in_chunks(t, t.policies(), truth(t, t.policies()), t.text, (t.N, 7, 1))
 
 # %% ../nbs/52_verify.ipynb #8b9b89b4
 def gain(
-    t:Trial, # what is compared
+    t:Trial, # model and tokens
 )->float: # largest gap
     "a gain of 8, the first token spared: a literal mask"
     loud = t.policies(gain=8., gain_from=1) if 'full_attention' in t.kinds else t.policies()
@@ -254,7 +254,7 @@ def gain(
 
 # %% ../nbs/52_verify.ipynb #4d5b77b3
 def padding(
-    t:Trial, # what is compared
+    t:Trial, # model and tokens
 )->float: # largest gap
     "rows of a padded batch: each as it is alone"
     (ids, mask), gaps = _batch(t), []
@@ -267,7 +267,7 @@ def padding(
 
 # %% ../nbs/52_verify.ipynb #09999bd4
 def next_turn(
-    t:Trial, # what is compared
+    t:Trial, # model and tokens
 )->float: # largest gap
     "a second turn that sees nothing of the first: as a first turn"
     policies = dict.fromkeys(t.kinds, ContextPolicy(0, turn=True, persona=True))
@@ -279,7 +279,7 @@ def next_turn(
 
 # %% ../nbs/52_verify.ipynb #e09442a6
 def rebased(
-    t:Trial, # what is compared
+    t:Trial, # model and tokens
 )->float: # largest gap
     "positions re-based between turns: as without"
     out = []
@@ -295,14 +295,14 @@ def rebased(
 FAR = 100_000
 
 def far_itself(
-    t:Trial, # what is compared
+    t:Trial, # model and tokens
 )->float: # largest gap
     "stock, 100,000 positions further on, against itself: the yardstick out there"
     return gap(truth(t, position_ids=_places(t, FAR, t.P + t.N)), truth(t))
 
 # %% ../nbs/52_verify.ipynb #095ea91b
 def far(
-    t:Trial, # what is compared
+    t:Trial, # model and tokens
 )->float: # largest gap
     "persona and text 100,000 positions further on: as stock there"
     expected = truth(t, position_ids=_places(t, FAR, t.P + t.N))
@@ -311,7 +311,7 @@ def far(
 # %% ../nbs/52_verify.ipynb #f98886b2
 @torch.no_grad()
 def generated(
-    t:Trial, # what is compared
+    t:Trial, # model and tokens
 )->float: # largest gap
     "`generate` with the persona on a padded batch: as a loop by hand, row by row"
     (ids, mask), gaps = _batch(t), []
@@ -327,7 +327,7 @@ def generated(
 
 # %% ../nbs/52_verify.ipynb #eec7d7ff
 def stored(
-    t:Trial, # what is compared
+    t:Trial, # model and tokens
 )->float: # largest gap
     "the persona saved and loaded: the same bits"
     with tempfile.TemporaryDirectory() as folder:

@@ -219,7 +219,7 @@ def are_healthy(
     replies:Sequence[str], # in order
     relevant:Sequence[bool], # of each reply, as `relevance` gives it
     text:str, # the persona's
-)->list[bool]:
+)->list[bool]: # one per reply
     "Which replies say something that no reply before said, without loop, echo or parrot, and to the question."
     new = [words(r) not in [words(x) for x in replies[:i]] for i, r in enumerate(replies)]
     return [n and x and not (loops(r) or echo(r, text) or parrot(r, q))
@@ -242,7 +242,7 @@ def check_up(
     return dict(zip(asked, answers(session, asked, sampling)))
 
 def mean_of(
-    values:Sequence[float], # nan where there is none
+    values:Sequence[float], # may hold nan
 )->float:
     "The mean of those that are numbers; nan where none is."
     there = [x for x in values if not math.isnan(x)]

@@ -116,7 +116,7 @@ def chosen_layers(
     name:str, # a preset
     types:Sequence[str], # of the layers that hold keys
     layers:Sequence[int]|None, # the choice, if there is one
-)->list[int]:
+)->list[int]: # indices into `types`
     "The layers that a preset is for; raises `LyraError` where there are none, or for a layer that does not exist."
     found = [i for i, t in enumerate(types) if t == 'full_attention'] if layers is None else [*layers]
     for i in found: number(i, 'A layer', least=0, most=len(types) - 1, whole=True)

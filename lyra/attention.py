@@ -121,7 +121,7 @@ def eager_attention(
     attention_mask:Tensor|None, # [B or 1, 1, T, S], added to the logits
     scaling:float, # factor of the dot products
     dropout:float=0., # probability, in training
-    **kwargs
+    **kwargs, # not used here
 )->tuple[Tensor, Tensor]: # output [B, T, H, D], weights [B, H, T, S]
     "Attention in plain matrix products, with its weights (transformers: `eager_attention_forward`)."
     key, value = repeat_heads(key, module.num_key_value_groups), repeat_heads(value, module.num_key_value_groups)
@@ -192,9 +192,9 @@ def attend(
 # %% ../nbs/30_attention.ipynb #76baa8be
 @lru_cache
 def fuses(
-    device:torch.device,
+    device:torch.device, # where it is tried
     size:int, # channels
-    eps:float,
+    eps:float, # of the norm
 )->bool:
     "Whether `rms_norm` gives the bits of stock's norm there, in float32."
     numbers = torch.Generator().manual_seed(0)
@@ -221,7 +221,7 @@ class LyraRMSNorm(Gemma3RMSNorm):
 class LyraAttention(nn.Module):
     "Gemma 3's attention, owned: grouped queries, query and key norms, RoPE, any attention interface of transformers."
     def __init__(self,
-        config:Gemma3TextConfig,
+        config:Gemma3TextConfig, # of the text model
         layer_idx:int, # which layer: decides the layer type, names the cache's entry
     ):
         super().__init__()
@@ -260,7 +260,7 @@ class LyraAttention(nn.Module):
         position_embeddings:tuple[Tensor, Tensor], # cos and sin, [B or 1, T, D], of this layer's type
         attention_mask:Tensor|None=None, # as the attention interface wants it, [B or 1, 1, T, S]
         cache:Any=None, # any transformers `Cache`
-        **kwargs:Any
+        **kwargs:Any, # for the attention implementation
     )->tuple[Tensor, Tensor|None]: # [B, T, hidden], and weights [B, H, T, S] where the interface gives them
         "Attend, to what the cache says where there is one."
         query, key, value = self.project(hidden_states)
@@ -285,7 +285,10 @@ def copy_attention(
 # %% ../nbs/30_attention.ipynb #c681511e
 class LyraHead(nn.Linear):
     "Gemma's output head; a single token's logits come in blocks where that gives the same bits."
-    def __init__(self, *args:Any, **kwargs:Any):
+    def __init__(self,
+        *args:Any, # as for `nn.Linear`
+        **kwargs:Any, # as for `nn.Linear`
+    ):
         super().__init__(*args, **kwargs)
         self.same_bits:dict[torch.device, bool] = {} # whether blocks gave the first token's logits bit for bit
 
@@ -312,7 +315,9 @@ class LyraHead(nn.Linear):
 # %% ../nbs/30_attention.ipynb #5fdac4c3
 class LyraDecoder(LyraTextModel):
     "Gemma 3's text model, which tells a cache of ours of every forward pass."
-    def __init__(self, config:Gemma3TextConfig):
+    def __init__(self,
+        config:Gemma3TextConfig, # of the text model
+    ):
         super().__init__(config)
         for part in (self, *self.layers):
             for name, norm in [*part.named_children()]:

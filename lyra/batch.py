@@ -26,12 +26,13 @@ from .health import ORDINARY, REVEAL, judge_replies, padded
 class Batch:
     "Conversations under one policy, told in step: the rows of one cache."
     def __init__(self,
-        model:Any, tokenizer:Any, # as for `ChatSession`
+        model:Any, # as for `ChatSession`
+        tokenizer:Any, # as for `ChatSession`
         personas:Sequence[Persona], # one for each row; none: rows without a persona
-        policy:str|Mapping[str, ContextPolicy]|Sequence[ContextPolicy]='near',
+        policy:str|Mapping[str, ContextPolicy]|Sequence[ContextPolicy]='near', # as for `LyraCache`
         *,
         rows:int=1, # how many, where there are no personas
-        template:str|None=None,
+        template:str|None=None, # as for `ChatSession`
         **cache_options:Any, # prime, window_size, sinks, gain, layers: as for `LyraCache`
     ):
         number(rows, 'The number of rows', least=1, whole=True)
@@ -45,7 +46,9 @@ class Batch:
 
     def __len__(self)->int: return len(self.heard)
 
-    def copies(self, n:int=1)->'Batch':
+    def copies(self,
+        n:int=1, # rows for each
+    )->'Batch':
         "A copy off the record, with n rows for every one."
         twin = copy.copy(self)
         twin.writer, twin.cache = copy.copy(self.writer), copy.deepcopy(self.cache)
@@ -72,7 +75,7 @@ class Batch:
     def tell(self,
         turns:Sequence[tuple[str, str]], # of each row: the user's turn and the reply
         *,
-        scored:bool=False,
+        scored:bool=False, # whether the NLL is wanted
     )->list[float]: # nats a token, of the turn's tokens but the first; nan where it is not `scored`
         "A turn for every row, with its reply."
         self.cache.begin_turn()
@@ -104,8 +107,8 @@ def _cut(batch:Batch, tokens:Sequence[int])->str:
 def speak(
     batch:Batch, # used up
     questions:Sequence[str], # one for each row
-    sampling:Sampling=Sampling(),
-)->list[str]:
+    sampling:Sampling=Sampling(), # how tokens are drawn
+)->list[str]: # one per row
     "The reply of every row; with a temperature the rows share a generator, so it is not as if each were alone."
     batch.cache.begin_turn()
     said, chosen = _past(batch), list[Tensor]()
@@ -120,11 +123,11 @@ def speak(
 def answers_of(
     batch:Batch, # not changed
     questions:Sequence[Sequence[str]], # of every row, as many for each
-    sampling:Sampling=Sampling(),
+    sampling:Sampling=Sampling(), # how tokens are drawn
     *,
     at_once:int=16, # questions
-)->list[list[str]]:
-    "The replies of every row to some questions, each off the record."
+)->list[list[str]]: # of each row, as many as it has questions
+    "The replies of every row to some questions, each off the record; raises `LyraError` unless each row has as many."
     if len(questions) != len(batch) or len({*map(len, questions)}) != 1 or not questions[0]:
         raise LyraError('Give every row the same number of questions, one at least.')
     replies:list[list[str]] = [[] for _ in questions]
@@ -158,7 +161,7 @@ def checked(
     cards:Sequence[Card], # of the rows
     fresh:Session, # of the same model, that has heard nothing
     told:Sequence[Session], # that have just been told the persona, one for each row
-    sampling:Sampling=Sampling(),
+    sampling:Sampling=Sampling(), # how tokens are drawn
     *,
     at_once:int=16, # questions
 )->tuple[list[dict], list[dict]]: # rows: row, probe, measure, value; replies: row, question, reply
@@ -179,8 +182,8 @@ def hold_together(
     histories:Sequence[Sequence[tuple[str, str]]], # turns of each row, as many for each
     checks:Collection[int], # turns after which to measure, beside the last; 0: before the first
     fresh:Session, # as for `checked`
-    told:Sequence[Session],
-    sampling:Sampling=Sampling(),
+    told:Sequence[Session], # as for `checked`
+    sampling:Sampling=Sampling(), # how tokens are drawn
     *,
     scored_every:int=4, # turns
     at_once:int=16, # questions

@@ -58,14 +58,22 @@ class Memory:
         return more <= 0 or grow
 
 # %% ../nbs/41_buffer.ipynb #dead3587
-def alike(a:Tensor, b:Tensor)->bool:
+def alike(
+    a:Tensor, # rows in the first dimension
+    b:Tensor, # likewise
+)->bool:
     "Whether two tensors have the same rows, dtype and device."
     return (a.shape[0], a.dtype, a.device) == (b.shape[0], b.dtype, b.device)
 
 # %% ../nbs/41_buffer.ipynb #48319a58
 class Buffer(Memory):
     "Slots that are appended in place, dropped from the front, and seen in one piece with what never leaves."
-    def __init__(self, room:int, *, dim:int=-2, reserve:int=0):
+    def __init__(self,
+        room:int, # slots of new memory
+        *,
+        dim:int=-2, # dimension of the slots
+        reserve:int=0, # slots before the window that a front may take
+    ):
         super().__init__(room, dim=dim, reserve=reserve)
         self.front, self.before = torch.empty(0), 0 # and its slots
         self.placed:int|None = None # the start before which the front stands
@@ -75,12 +83,15 @@ class Buffer(Memory):
         "Bytes of memory."
         return self.data.nbytes + self.front.nbytes
 
-    def lay(self, x:Tensor, slots:int)->None:
+    def lay(self,
+        x:Tensor, # the window from now on
+        slots:int, # as many as there shall be for it
+    )->None:
         "As `Memory.lay`; the front is no longer in place."
         super().lay(x, slots)
         self.placed = None
 
-    def view(self)->Tensor:
+    def view(self)->Tensor: # before + len slots; valid until the next change
         "Front and window as one piece, without a copy."
         F, start = self.before, self.start
         if F and self.placed != start:
@@ -108,17 +119,21 @@ class Buffer(Memory):
             self.lay(last, self.slots if 2*keep <= self.slots else 2*keep)
         return shown if copied else self.view()
 
-    def drop(self, n:int)->None:
+    def drop(self,
+        n:int, # no more than the window has
+    )->None:
         "Forget the first n slots of the window."
         self.start += n
 
-    def take_back(self, n:int)->None:
+    def take_back(self,
+        n:int, # no more than the window has
+    )->None:
         "Forget the last n slots."
         self.end -= n
 
 # %% ../nbs/41_buffer.ipynb #9e47c33b
 def set_front(
-    buffer:Buffer,
+    buffer:Buffer, # that gets it
     front:Tensor, # what stands before the window from now on
 )->None:
     "Exchange a buffer's front; memory is laid anew where it needs more than its reserve."
@@ -134,16 +149,18 @@ def set_front(
 @torch.no_grad()
 @torch.inference_mode(False)
 def change(
-    buffer:Buffer,
+    buffer:Buffer, # that is changed
     f:Callable[[Tensor], Tensor], # for the memory, and for the front unless that is to stay
     *,
-    front:bool=True,
+    front:bool=True, # whether the front changes, too
 )->None:
     "Apply a function to a buffer's memory, and to its front."
     if buffer.slots: buffer.data = f(buffer.data)
     if front and buffer.before: buffer.front = f(buffer.front)
     buffer.placed = None
 
-def trim(buffer:Buffer)->None:
+def trim(
+    buffer:Buffer, # that may have grown
+)->None:
     "Give back memory beyond the room that a buffer was made with, if its window fits there."
     if buffer.slots > buffer.room >= len(buffer): buffer.lay(buffer.window, buffer.room)

@@ -40,7 +40,9 @@ class Rows:
     base:Tensor # [B] a token's position is its index less this
     seen:int = 0 # columns of the conversation, padding included
 
-    def change(self, f:Callable[[Tensor], Tensor])->None:
+    def change(self,
+        f:Callable[[Tensor], Tensor], # gives new rows for those of a tensor [B]
+    )->None:
         "Apply a function to everything that has a row for each row of the batch."
         for name in ('next', 'turn_start', 'persona', 'past', 'base'): setattr(self, name, f(getattr(self, name)))
 
@@ -62,7 +64,9 @@ class Step:
 
 # %% ../nbs/42_sliding_window.ipynb #426a93f4
 @lru_cache
-def sinkless(policy:ContextPolicy)->ContextPolicy:
+def sinkless(
+    policy:ContextPolicy, # with sinks or without
+)->ContextPolicy:
     "A policy without its sinks."
     return replace(policy, sinks=0)
 
@@ -70,8 +74,8 @@ def sinkless(policy:ContextPolicy)->ContextPolicy:
 class Index:
     "Which token stands in which slot, for all layers of one policy."
     def __init__(self,
-        policy:ContextPolicy,
-        rows:Rows,
+        policy:ContextPolicy, # of the layers
+        rows:Rows, # shared with the other indexes
         persona:Tensor, # [R, P] the personas' indices: -P to -1, and NEVER in a shorter one
         as_stock:bool, # whether to leave the choice of masks to transformers, for the sake of its bits
     ):
@@ -105,14 +109,22 @@ class Index:
         persona, sinks = torch.arange(-P, 0), torch.arange(F - P)
         return torch.cat((self.anchor[:, None] + persona, self.first[:, None] + sinks), 1)
 
-    def sees(self, q:Tensor, k:Tensor, *, sinks:bool=True)->Tensor:
+    def sees(self,
+        q:Tensor, # [B, ...] indices of queries
+        k:Tensor, # [B, ...] indices of keys
+        *,
+        sinks:bool=True, # False: as if the policy had none
+    )->Tensor: # [B, ...] bool
         "`visible` for queries [B, ...] and keys [B, ...], each row with its own turn and past; sinks aside if wanted."
         policy, shape = self.policy if sinks else sinkless(self.policy), (-1, *[1]*(k.ndim - 1))
         start = self.rows.turn_start.view(shape).to(k.device) if policy.turn else 0
         return visible(q, k, policy, start, self.first.view(shape).to(k.device) if policy.sinks else 0)
 
-    def unseen(self, q:Tensor, k:Tensor)->int:
-        "How many of the first keys [B, S] no query [B, 1] sees, sinks aside; W - 1 columns stay."
+    def unseen(self,
+        q:Tensor, # [B, 1] index of the next query
+        k:Tensor, # [B, S] indices of keys, the oldest first
+    )->int: # 0 without a window
+        "How many of the first keys no query sees, sinks aside; W - 1 columns stay."
         if self.policy.window is None: return 0
         most = k.shape[1] - self.policy.window + 1
         if most <= 0: return 0
@@ -120,7 +132,7 @@ class Index:
 
 # %% ../nbs/42_sliding_window.ipynb #07ac2c2e
 def new_buffer(
-    policy:ContextPolicy,
+    policy:ContextPolicy, # of the layers that it serves
     P:int, # tokens of the persona
     dim:int=-2, # dimension of the slots
 )->Buffer:
@@ -130,7 +142,9 @@ def new_buffer(
     return Buffer(room, dim=dim, reserve=reserve)
 
 # %% ../nbs/42_sliding_window.ipynb #a4cb0cca
-def gone_sinks(index:Index)->Tensor: # [B, n]
+def gone_sinks(
+    index:Index, # of one policy's layers
+)->Tensor: # [B, n]
     "The indices of the sinks that have left the window of their row; NEVER for those that are still in it."
     n, has_begun = index.policy.sinks, index.rows.seen > 0 or len(index.slots) > 0
     sinks = index.first[:, None] + torch.arange(n if index.policy.window is not None and has_begun else 0)
@@ -139,7 +153,7 @@ def gone_sinks(index:Index)->Tensor: # [B, n]
 
 # %% ../nbs/42_sliding_window.ipynb #0c0f5fb0
 def arrange(
-    index:Index,
+    index:Index, # of one policy's layers
     is_turn:bool, # whether a turn begins: the persona moves up
 )->None:
     "Set what stands before the window: the persona, and the sinks that have left it."
@@ -159,7 +173,7 @@ def arrange(
 
 # %% ../nbs/42_sliding_window.ipynb #c3b270ed
 def begin(
-    index:Index,
+    index:Index, # of one policy's layers
     new:Tensor, # [B, T] indices of the new tokens; NEVER for padding
     *,
     is_turn:bool, # whether a turn begins with them
@@ -183,7 +197,7 @@ def begin(
 
 # %% ../nbs/42_sliding_window.ipynb #3ce99c5c
 def make_mask(
-    index:Index,
+    index:Index, # of one policy's layers, after `begin`
     query:Tensor, # [B, H, T, D]
     attn:str, # attention implementation, 'eager' or 'sdpa'
 )->Tensor|None: # [B, 1, T, S]: bool for sdpa without a gain, else added to the logits; None: all is seen
@@ -225,27 +239,47 @@ class LyraLayer(CacheLayerMixin):
         self.version, self.base = -1, index.rows.base # of the index and its rows, when this layer last followed
 
     @property
-    def is_sliding(self)->bool: return self.index.policy.window is not None
+    def is_sliding(self)->bool:
+        "Whether its policy has a window."
+        return self.index.policy.window is not None
 
     @property
-    def is_initialized(self)->bool: return self.index.rows.seen > 0 # type: ignore[override]
+    def is_initialized(self)->bool: # type: ignore[override]
+        "Whether tokens of the conversation have come in."
+        return self.index.rows.seen > 0
 
     @property
-    def keys(self)->Tensor: return self.buffers[0].view() # type: ignore[override]
+    def keys(self)->Tensor: # type: ignore[override]
+        "The keys that it holds, `[B, K, slots, D]`, at their positions."
+        return self.buffers[0].view()
 
     @property
-    def values(self)->Tensor: return self.buffers[1].view() # type: ignore[override]
+    def values(self)->Tensor: # type: ignore[override]
+        "The values that it holds, `[B, K, slots, D]`."
+        return self.buffers[1].view()
 
     @property
     def nbytes(self)->int:
         "Bytes allocated."
         return sum(b.nbytes for b in self.buffers) + sum(x.nbytes for x in self.sinks)
 
-    def lazy_initialization(self, key_states:Tensor, value_states:Tensor)->None: pass
-    def get_seq_length(self)->int: return self.index.rows.seen
-    def get_max_length(self)->int: return -1
+    def lazy_initialization(self,
+        key_states:Tensor, # [B, K, T, D]
+        value_states:Tensor, # [B, K, T, D]
+    )->None:
+        "Nothing to do: the buffers allocate when they take tokens in."
 
-    def get_mask_sizes(self, query_length:int)->tuple[int, int]:
+    def get_seq_length(self)->int:
+        "Columns of the conversation so far, padding and what was evicted included."
+        return self.index.rows.seen
+
+    def get_max_length(self)->int:
+        "-1: a conversation may be of any length."
+        return -1
+
+    def get_mask_sizes(self,
+        query_length:int, # T, new tokens
+    )->tuple[int, int]: # T and 0
         "What a stock mask would be sized by, though none is made; raises `LyraError` outside of `enter`."
         if ACTIVE.cache is None:
             raise LyraError('A LyraCache makes its own masks, and this model does not ask for them: call '
@@ -255,7 +289,8 @@ class LyraLayer(CacheLayerMixin):
     def update(self,
         key_states:Tensor, # [B, K, T, D], after RoPE
         value_states:Tensor, # [B, K, T, D]
-        *args:Any, **kwargs:Any
+        *args:Any, # not used
+        **kwargs:Any, # not used
     )->tuple[Tensor, Tensor]: # [B, K, S, D]: front, window and new tokens; valid until the next update
         "Take T new tokens in, and return what their queries may attend to."
         index, step, new, (keys, values) = self.index, self.index.step, (key_states, value_states), self.buffers
@@ -272,21 +307,30 @@ class LyraLayer(CacheLayerMixin):
         return found
 
 # %% ../nbs/42_sliding_window.ipynb #b5b4bec6
-def follow_base(layer:LyraLayer)->None:
+def follow_base(
+    layer:LyraLayer, # whose keys are turned
+)->None:
     "Turn what is held by what re-basing has taken off the positions since."
     if torch.equal(layer.base, layer.index.rows.base): return
     by, layer.base = layer.base - layer.index.rows.base, layer.index.rows.base
     change(layer.buffers[0], lambda keys: layer.turn.shift(keys, by), front=False)
 
 # %% ../nbs/42_sliding_window.ipynb #4ec2c4c8
-def chosen(layer:LyraLayer, like:Tensor)->tuple[Tensor, Tensor]:
-    "The persona's keys, turned back, and values of every row, `[B, K, P, D]`, where the layer works."
+def chosen(
+    layer:LyraLayer, # with a persona
+    like:Tensor, # on the device where the layer works
+)->tuple[Tensor, Tensor]: # [B, K, P, D] each
+    "The persona's keys, turned back, and values of every row, where the layer works."
     assert layer.persona is not None
     layer.persona = layer.persona[0].to(like.device), layer.persona[1].to(like.device)
     who = layer.index.rows.persona.to(like.device)
     return layer.persona[0][who], layer.persona[1][who]
 
-def after_past(layer:LyraLayer, key:Tensor, value:Tensor)->tuple[Tensor, Tensor]:
+def after_past(
+    layer:LyraLayer, # that reads the persona as its past
+    key:Tensor, # [B, K, T, D] of the new tokens, after RoPE
+    value:Tensor, # [B, K, T, D]
+)->tuple[Tensor, Tensor]: # [B, K, P + T, D] each
     "The persona as the past, and the new tokens behind it."
     keys, values = chosen(layer, key)
     places = torch.arange(-keys.shape[2], 0) - layer.index.rows.base[:, None]
@@ -294,7 +338,11 @@ def after_past(layer:LyraLayer, key:Tensor, value:Tensor)->tuple[Tensor, Tensor]
 
 # %% ../nbs/42_sliding_window.ipynb #0f2b7e91
 @torch.no_grad()
-def keep_sinks(layer:LyraLayer, key:Tensor, value:Tensor)->None:
+def keep_sinks(
+    layer:LyraLayer, # whose `sinks` take them
+    key:Tensor, # [B, K, T, D] of what comes in, after RoPE
+    value:Tensor, # [B, K, T, D]
+)->None:
     "Keep the tokens among the new ones that are a row's first `sinks`."
     index, n = layer.index, layer.index.policy.sinks if layer.index.policy.window is not None else 0
     if not n: return
@@ -313,7 +361,11 @@ def keep_sinks(layer:LyraLayer, key:Tensor, value:Tensor)->None:
 
 # %% ../nbs/42_sliding_window.ipynb #4806383c
 @torch.no_grad()
-def set_fronts(layer:LyraLayer, key:Tensor, value:Tensor)->None:
+def set_fronts(
+    layer:LyraLayer, # whose buffers take them
+    key:Tensor, # [B, K, T, D] of what comes in; the front gets its dtype and device
+    value:Tensor, # [B, K, T, D], likewise
+)->None:
     "Stand persona and sinks at the places that the index gives them."
     index = layer.index
     layer.version, places = index.version, index.places
@@ -339,7 +391,11 @@ def as_personas(
         p.check_config(config)
     return personas
 
-def check_policies(policies:Sequence[ContextPolicy], personas:list, prime:bool)->None:
+def check_policies(
+    policies:Sequence[ContextPolicy], # one per layer
+    personas:list, # as `as_personas` gives them
+    prime:bool, # whether layers without a persona segment read the persona as their past
+)->None:
     "Raises `LyraError` where a layer lacks its persona, or a persona its layer."
     wanted = any(p.persona for p in policies)
     if wanted and not personas:
@@ -349,8 +405,11 @@ def check_policies(policies:Sequence[ContextPolicy], personas:list, prime:bool)-
         raise LyraError('No layer would attend to the persona: use a policy with a persona segment, or prime=True.')
 
 # %% ../nbs/42_sliding_window.ipynb #53ee06a9
-def stacked(personas:list, layer_idx:int)->tuple[Tensor, Tensor]|None:
-    "The personas' keys and values in one layer, `[R, K, P, D]`, shorter ones filled up on the left."
+def stacked(
+    personas:list, # R, of P tokens or fewer
+    layer_idx:int, # counts the layers that hold keys
+)->tuple[Tensor, Tensor]|None: # [R, K, P, D] each; None without personas
+    "The personas' keys and values in one layer, shorter ones filled up on the left."
     if not personas: return None
     P = max(map(len, personas))
     here = personas[0].values[0].device
@@ -358,7 +417,9 @@ def stacked(personas:list, layer_idx:int)->tuple[Tensor, Tensor]|None:
     return (torch.cat([fill(p.keys[layer_idx]) for p in personas]),
             torch.cat([fill(p.values[layer_idx]) for p in personas]))
 
-def persona_indices(personas:list)->Tensor: # [R, P]
+def persona_indices(
+    personas:list, # R, of P tokens or fewer; [] counts as one of none
+)->Tensor: # [R, P]
     "The indices of the personas' tokens: -P to -1, and NEVER where a shorter one has none."
     lens = torch.tensor([len(p) for p in personas] or [0])
     ids = torch.arange(-int(lens.max()), 0)[None]
@@ -446,8 +507,13 @@ class LyraCache(PolicyLayers):
         self.rows.turn_start, self.is_turn = self.rows.next, True
         start_turn(self)
 
-    def begin_forward(self, decoder:Any, attention_mask:Any, position_ids:Tensor|None, tokens:Tensor)->Tensor:
-        "Take note of new tokens [B, T, ...], before the layers do; returns their position_ids [B, T]."
+    def begin_forward(self,
+        decoder:Any, # the text model
+        attention_mask:Any, # None, or [B or 1, T or columns so far + T] of 0 and 1
+        position_ids:Tensor|None, # [B or 1, T]
+        tokens:Tensor, # [B, T, ...] ids or embeddings
+    )->Tensor: # [B, T] position_ids
+        "Take note of new tokens, before the layers do; raises `LyraError` for ones that the cache cannot follow."
         return begin_forward(self, decoder, attention_mask, position_ids, tokens)
 
     def end_forward(self)->None:
@@ -455,9 +521,11 @@ class LyraCache(PolicyLayers):
         self.is_busy = False
 
     def update(self,
-        key_states:Tensor, value_states:Tensor, # [B, K, T, D]
-        layer_idx:int,
-        *args:Any, **kwargs:Any
+        key_states:Tensor, # [B, K, T, D], after RoPE
+        value_states:Tensor, # [B, K, T, D]
+        layer_idx:int, # as the model counts its layers
+        *args:Any, # not used
+        **kwargs:Any, # not used
     )->tuple[Tensor, Tensor]: # [B, K, S, D]
         "As `LyraLayer.update`, of one layer."
         return self.layers[layer_idx].update(key_states, value_states)
@@ -473,8 +541,11 @@ class LyraCache(PolicyLayers):
             index.masks[kind] = make_mask(index, query, module.config._attn_implementation.removeprefix('lyra_'))
         return index.masks[kind]
 
-    def layer_of(self, module:Any, key:Tensor)->LyraLayer:
-        "The layer whose update returned a key: the module's own, or the one whose keys it shares."
+    def layer_of(self,
+        module:Any, # the attention module that asks
+        key:Tensor, # [B, K, S, D], as an update returned it
+    )->LyraLayer:
+        "The layer whose update returned a key: the module's own, or a shared one; raises `LyraError` where none did."
         layer = self.layers[module.layer_idx]
         if isinstance(layer, LyraLayer) and layer.shown() is key: return layer
         found = next((x for x in self.own if x.shown() is key), None)
@@ -482,14 +553,18 @@ class LyraCache(PolicyLayers):
                                           'so a LyraCache cannot serve this model.')
         return found
 
-    def rebase(self, offset:int|None=None)->int:
-        "Take an offset off all positions, None: as much as nothing held needs; distances stay. Returns the offset."
+    def rebase(self,
+        offset:int|None=None, # tokens; None: as much as nothing held needs
+    )->int: # the offset
+        "Take an offset off all positions, so that distances stay; raises `LyraError` for one that is no whole number."
         if offset is None: offset = oldest_held(self)
         number(offset, 'The offset', least=-2**60, most=2**60, whole=True)
         set_base(self, self.rows.base + offset)
         return offset
 
-    def set_persona(self, persona:Any=None)->None:
+    def set_persona(self,
+        persona:Any=None, # None, a `lyra.persona.Persona`, or a list with one per row
+    )->None:
         "Exchange the persona from the next forward pass on; what the windows hold of the old one stays there."
         set_personas(self, as_personas(persona, self.config))
 
@@ -498,20 +573,38 @@ class LyraCache(PolicyLayers):
         grown = [b.data for l in self.own if l.index.policy.window is None for b in l.buffers if not b.reserve]
         return copy.deepcopy(self, {id(x): x for x in (self.config, *grown)})
 
-    def reorder_cache(self, beam_idx:Tensor)->None: take_rows(self, beam_idx)
-    def batch_select_indices(self, indices:Tensor)->None: take_rows(self, indices)
-    def batch_repeat_interleave(self, repeats:int)->None:
+    def reorder_cache(self,
+        beam_idx:Tensor, # [B] numbers of rows
+    )->None:
+        "Exchange the rows for those that beam search chooses."
+        take_rows(self, beam_idx)
+
+    def batch_select_indices(self,
+        indices:Tensor, # numbers of rows, or a mask [B]
+    )->None:
+        "Keep chosen rows; raises `LyraError` where there is none, or one is not there."
+        take_rows(self, indices)
+
+    def batch_repeat_interleave(self,
+        repeats:int, # 1 or more
+    )->None:
+        "Have each row several times, side by side; raises `LyraError` for a number below 1."
         number(repeats, 'repeats', least=1, whole=True)
         take_rows(self, torch.arange(len(self.rows.next)).repeat_interleave(repeats))
 
     def activate_past_recording(self)->None:
+        "Evict nothing before the next `crop` or turn, so that any of the tokens to come can be taken back."
         for index in self.indexes: index.recording = True
 
-    def crop(self, tokens_to_remove:int)->None: crop(self, tokens_to_remove)
+    def crop(self,
+        tokens_to_remove:int, # 0 or less: how many columns to take back
+    )->None:
+        "Take the last tokens back, in all layers or in none; raises `LyraError` where older ones would be missing."
+        crop(self, tokens_to_remove)
 
 # %% ../nbs/42_sliding_window.ipynb #00ccf7c5
 def check_model(
-    cache:PolicyLayers,
+    cache:PolicyLayers, # that is to serve it
     decoder:Any, # the text model
     kind:str, # of device
 )->None:
@@ -538,7 +631,8 @@ def check_model(
 # %% ../nbs/42_sliding_window.ipynb #14955306
 def read_mask(
     mask:Any, # None, or [B or 1, T or columns so far + T] of 0 and 1
-    B:int, T:int, # rows and new tokens
+    B:int, # rows
+    T:int, # new tokens
     seen:int, # columns so far
 )->Tensor|None: # [B, T] bool, on the CPU; None: all
     "Which of the new tokens are real; raises `LyraError` for a mask of another shape."
@@ -572,13 +666,13 @@ def check_positions(
 
 # %% ../nbs/42_sliding_window.ipynb #35e55090
 def begin_forward(
-    cache:'LyraCache',
+    cache:'LyraCache', # that takes the tokens
     decoder:Any, # the text model
     attention_mask:Any, # None, or [B or 1, T or columns so far + T] of 0 and 1
     position_ids:Tensor|None, # [B or 1, T]
     tokens:Tensor, # [B, T, ...] ids or embeddings
 )->Tensor: # [B, T] position_ids
-    "Number the new tokens, and let every index make its moves."
+    "Number the new tokens, and let every index make its moves; raises `LyraError` for ones that it cannot follow."
     check_model(cache, decoder, tokens.device.type)
     if tokens.ndim < 2 or not len(tokens): raise LyraError(f'Tokens are [rows, tokens], not {[*tokens.shape]}.')
     (B, T), rows, had = tokens.shape[:2], cache.rows, len(cache.rows.next)
@@ -609,17 +703,24 @@ def begin_forward(
     return positions.to(tokens.device, non_blocking=True)
 
 # %% ../nbs/42_sliding_window.ipynb #fc93390b
-def evict(cache:PolicyLayers)->None:
+def evict(
+    cache:PolicyLayers, # whose windows give up tokens
+)->None:
     "Drop what the next query does not see."
     for index in cache.indexes:
         n = index.unseen(cache.rows.next[:, None], index.window)
         for buffer in buffers(cache, index): buffer.drop(n)
 
-def buffers(cache:PolicyLayers, index:Index)->list[Buffer]:
+def buffers(
+    cache:PolicyLayers, # with the layers of the index
+    index:Index, # of one of its policies
+)->list[Buffer]: # the index's own first
     "The buffers that move together: the index's own, and its layers'."
     return [index.slots, *(b for layer in cache.own if layer.index is index for b in layer.buffers)]
 
-def start_turn(cache:'LyraCache')->None:
+def start_turn(
+    cache:'LyraCache', # whose turn begins
+)->None:
     "Evict, give memory back, and re-base positions that have gone far."
     for index in cache.indexes: index.recording = False
     evict(cache)
@@ -628,20 +729,27 @@ def start_turn(cache:'LyraCache')->None:
     if furthest > max(2048, 2*max(len(index.slots) for index in cache.indexes)): cache.rebase()
 
 # %% ../nbs/42_sliding_window.ipynb #34eab147
-def oldest_held(cache:PolicyLayers)->int:
+def oldest_held(
+    cache:PolicyLayers, # with its windows
+)->int:
     "The smallest position in any window, 0 at least."
     rows = cache.rows
     smallest = [(torch.cat((rows.next[:, None], index.window), 1).amin(1) - rows.base).min() for index in cache.indexes]
     return max(0, int(min(smallest)))
 
-def set_base(cache:PolicyLayers, base:Tensor)->None:
+def set_base(
+    cache:PolicyLayers, # whose rows are numbered anew
+    base:Tensor, # [B] a token's position is its index less this
+)->None:
     "Number the positions from another base; the layers follow when they next work."
     if torch.equal(base, cache.rows.base): return
     cache.rows.base = base
     for index in cache.indexes: index.version += 1
 
 # %% ../nbs/42_sliding_window.ipynb #26f67155
-def count_held(index:Index)->int:
+def count_held(
+    index:Index, # of one policy's layers
+)->int:
     "The most tokens, of any row, that the next query of these layers sees beside its own."
     persona = index.persona[index.rows.persona][:, :None if index.policy.persona else 0]
     k = torch.cat((persona, gone_sinks(index), index.window), 1)
@@ -649,7 +757,7 @@ def count_held(index:Index)->int:
 
 # %% ../nbs/42_sliding_window.ipynb #2912d0e6
 def set_personas(
-    cache:'LyraCache',
+    cache:'LyraCache', # that is to take them
     personas:list, # none, one, or one per row
 )->None:
     "Exchange the personas; raises `LyraError` where a layer would be left with nothing, or nothing would change."
@@ -673,7 +781,7 @@ def set_personas(
 
 # %% ../nbs/42_sliding_window.ipynb #8a8aae81
 def take_rows(
-    cache:PolicyLayers,
+    cache:PolicyLayers, # whose rows are exchanged
     rows:Any, # [B] which of today's rows become the new ones
 )->None:
     "Exchange the rows; raises `LyraError` for one that there is not."
@@ -695,7 +803,10 @@ def take_rows(
 GONE = ('Older tokens are gone that would be needed again: call cache.activate_past_recording() before feeding '
         'what may be taken back.')
 
-def before(cache:'LyraCache', n:int)->Tensor: # [B]
+def before(
+    cache:'LyraCache', # whose tokens are to be taken back
+    n:int, # columns, the last ones
+)->Tensor: # [B]
     "The rows' next indices without the last n columns; raises `LyraError` where a layer could not go back there."
     columns = max((cache.indexes[0].queries, *(i.window for i in cache.indexes)), key=lambda k: k.shape[1])
     if n > cache.rows.seen: raise LyraError(f'The conversation has {cache.rows.seen} tokens, {n} cannot be taken back.')
@@ -712,7 +823,7 @@ def before(cache:'LyraCache', n:int)->Tensor: # [B]
 
 # %% ../nbs/42_sliding_window.ipynb #4621114c
 def crop(
-    cache:'LyraCache',
+    cache:'LyraCache', # that gives up tokens
     tokens_to_remove:int, # 0 or less: how many columns to take back
 )->None:
     "Take the last tokens back, in all layers or in none; raises `LyraError` where older ones would be missing."

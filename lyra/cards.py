@@ -33,7 +33,7 @@ TRANSCRIPT = Template('transcript', 'User: {text}\n\nAssistant:', ' {text}', '\n
 
 def write(
     exchanges:Sequence[tuple[str, str]], # pairs of user's turn and reply
-    template:Template,
+    template:Template, # how turns are written
     system:str|None=None, # a system message
 )->str: # text
     "A system message and exchanges as one text, without the template's opening."
@@ -64,7 +64,7 @@ def _system(render:Callable[..., str], turn:str, name:str)->str:
 
 # %% ../nbs/50_cards.ipynb #fda0035e
 def chat_template(
-    tokenizer:Any,
+    tokenizer:Any, # with a chat template
 )->Template:
     "A tokenizer's chat template, in pieces; raises `LyraError` for one that cannot be written turn by turn."
     name = Path(str(tokenizer.name_or_path or 'this tokenizer')).name
@@ -98,7 +98,7 @@ def chat_template(
 
 # %% ../nbs/50_cards.ipynb #7591b2c0
 def find_template(
-    tokenizer:Any,
+    tokenizer:Any, # of the model
     name:str|None=None, # 'chat' or 'transcript'; None: 'chat' where the tokenizer has a chat template
 )->Template:
     "A template by name; raises `LyraError` for an unknown one, or one that the tokenizer does not have."
@@ -121,16 +121,18 @@ def as_exchanges(
         raise LyraError("A persona's messages are a system message, then pairs of user and assistant; or one of these.")
     return system, list(zip(texts[::2], texts[1::2]))
 
-def is_text(x:Any)->bool:
+def is_text(
+    x:Any, # of any type
+)->bool:
     "Whether something is a text with more in it than white space."
     return isinstance(x, str) and bool(x.strip())
 
 # %% ../nbs/50_cards.ipynb #1f4d82e3
 def check_words(
-    tokenizer:Any,
-    template:Template,
+    tokenizer:Any, # whose control tokens are forbidden
+    template:Template, # whose stops are forbidden
     what:str, # a noun, for the error
-    text:Any,
+    text:Any, # somebody's words
 )->None:
     "Raises `LyraError` for a text that cannot be somebody's words."
     if not is_text(text): raise LyraError(f'The {what} is empty: it needs some text.')

@@ -107,9 +107,9 @@ def _article(noun:str)->str: return f"{'an' if noun[0] in 'aeiou' else 'a'} {nou
 
 def cast(
     n:int=50, # members, 5 to 50
-    seed:int=0,
+    seed:int=0, # of all that is drawn
 )->list[Card]:
-    "Personas made by rule from the lists of this notebook, for an n and a seed always the same."
+    "Personas made by rule, always the same for an n and a seed; raises `LyraError` for fewer than 5 or more than 50."
     number(n, 'The number of members', least=5, most=len(NAMES), whole=True)
     rng = random.Random(f'cast {seed}')
     deal = lambda what: rng.sample(list(what), len(what))[:n]
@@ -128,7 +128,7 @@ def cast(
 
 # %% ../nbs/53_cast.ipynb #ad2477c1
 def write_cast(
-    cards:Sequence[Card],
+    cards:Sequence[Card], # to be written
     folder:Path|str, # made where it does not exist
 )->list[Path]: # a file for each
     "Write cards as JSON files that `lyra.cards.read_card` reads, each under its name."

@@ -74,7 +74,7 @@ def digest(
 LARGEST = 2**30 # bytes of a text file
 
 def read_bytes(
-    path:Path|str,
+    path:Path|str, # the file
 )->bytes:
     "What a file holds; raises `LyraError` where it cannot be read, is no file, or is too large."
     try:
@@ -87,7 +87,7 @@ def read_bytes(
         raise LyraError(f"{path} cannot be read ({getattr(e, 'strerror', None) or e}): name an existing file.") from e
 
 def read_text(
-    path:Path|str,
+    path:Path|str, # the file
 )->str: # lines end with '\n'
     "A text file; raises `LyraError` where it cannot be read, is too large, or is not UTF-8."
     try: text = read_bytes(path).decode('utf-8-sig')
@@ -97,7 +97,7 @@ def read_text(
 # %% ../nbs/01_core.ipynb #8772a7b5
 def write_file(
     path:Path, # replaced if it exists
-    data:bytes,
+    data:bytes, # all that the file shall hold
     mode:int=0o666, # permissions, less the umask
 )->None:
     "Write a file as a whole or not at all; raises `OSError` where it cannot be written."
@@ -133,7 +133,7 @@ def _float(digits:str)->float:
     raise ValueError(f'{digits} is not a finite number')
 
 def parse_json(
-    text:str,
+    text:str, # the JSON
     where:str, # the place that an error names, such as 'card.json'
 )->Any:
     "The value of a JSON text; raises `LyraError` for what is no JSON or has no one meaning, see the table above."
@@ -152,13 +152,13 @@ def parse_json(
 
 # %% ../nbs/01_core.ipynb #cbbc6ec3
 def read_json(
-    path:Path|str,
+    path:Path|str, # the file
 )->Any:
     "The value in a JSON file; raises `LyraError` that names file and fault."
     return parse_json(read_text(path), str(path))
 
 def read_json_lines(
-    path:Path|str,
+    path:Path|str, # the file; empty lines are left out
 )->Iterator[tuple[str, Any]]: # place for an error, value
     "The values of a JSON-lines file; raises `LyraError` that names file, line and fault."
     for n, line in enumerate(read_text(path).split('\n'), 1):
@@ -312,7 +312,7 @@ def close(
     atol:float, # largest absolute difference allowed, in the tensors' unit
     what:str='tensors', # name in the error
 )->float: # the largest absolute difference
-    "Like `bits_equal`, within a stated absolute tolerance; returns what was measured."
+    "Like `bits_equal`, within a tolerance; raises `AssertionError` beyond it, else returns what was measured."
     if a.shape != b.shape: raise AssertionError(f'{what}: {difference(a, b)}')
     gap = float((a.double() - b.double()).abs().max())
     if not gap <= atol: raise AssertionError(f'{what}: largest difference {gap:.3g} is over {atol:.3g}')

@@ -23,7 +23,11 @@ from .attention import ACTIVE, Lyra, Rotation, attend, enter, leave, rotations
 from .policy import layer_types
 
 # %% ../nbs/43_any_model.ipynb #1b2c40e1
-def stock_mask(*args:Any, attn:str, **kwargs:Any)->Tensor|None:
+def stock_mask(
+    *args:Any, # as for transformers' function
+    attn:str, # 'eager' or 'sdpa'
+    **kwargs:Any, # as for transformers' function
+)->Tensor|None: # as the attention implementation wants it
     "The stock mask; none where the active cache makes its own."
     return ALL_MASK_ATTENTION_FUNCTIONS[attn](*args, **kwargs) if ACTIVE.cache is None else None
 
@@ -72,17 +76,24 @@ def _after(body:Any, args:tuple, kwargs:dict[str, Any], output:Any)->None:
 # %% ../nbs/43_any_model.ipynb #b82191d8
 class Asking:
     "Stands for a cache in a trial, and notes which layers ask for their mask."
-    def __init__(self, held:list[DynamicLayer]):
+    def __init__(self,
+        held:list[DynamicLayer], # layers of the trial's cache that hold keys
+    ):
         self.held, self.layers, self.watch = held, set[int](), None
 
-    def attention_mask(self, module:Any, query:Tensor, key:Tensor)->Tensor:
+    def attention_mask(self,
+        module:Any, # the attention module that asks
+        query:Tensor, # [B, H, T, D]
+        key:Tensor, # [B, K, S, D]
+    )->Tensor: # [1, 1, 1, 1] of zeros: nothing is masked
+        "Note the layer if the key is one that the trial's cache holds."
         if query.shape[-2] == 1 and any(key is x.keys for x in self.held): self.layers.add(module.layer_idx)
         return query.new_zeros(1, 1, 1, 1)
 
 @torch.no_grad()
 def trial_keys(
-    decoder:Any,
-    position:int,
+    decoder:Any, # the text model
+    position:int, # of the token
 )->tuple[list[Tensor], set[int]]: # per layer that holds keys [1, K, 1, D]; which layers have asked for a mask
     "The keys of one token at a position."
     layers = [DummyLayer() if kind == 'dummy' else DynamicLayer() for kind in layer_types(decoder.config)]

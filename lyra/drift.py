@@ -44,13 +44,30 @@ class Session(Protocol):
     @property
     def cache(self)->LyraCache:
         "What the method holds."
-    def tell(self, text:str, reply:str, *, scored:bool=True)->Tensor: # [n] nats; [0] where it is not `scored`
+
+    def tell(self,
+        text:str, # the user's turn
+        reply:str, # what is put into the model's mouth
+        *,
+        scored:bool=True, # whether its NLL is wanted
+    )->Tensor: # [n] nats; [0] where it is not `scored`
         "Hear a turn whose reply is given; returns the NLL of its tokens."
+
     def off_the_record(self)->ChatSession:
         "A copy that can be questioned."
-    def ask(self, question:str, prefix:str='', *, listener:Watcher|None=None)->Asked:
+
+    def ask(self,
+        question:str, # the user's turn
+        prefix:str='', # how the reply begins
+        *,
+        listener:Watcher|None=None, # is told of every layer's attention
+    )->Asked:
         "The next token after a question and the first words of a reply, off the record."
-    def reply(self, question:str, **sampling:Any)->str:
+
+    def reply(self,
+        question:str, # the user's turn
+        **sampling:Any, # as for `lyra.chat.Sampling`
+    )->str:
         "A reply off the record."
 
 # %% ../nbs/80_drift.ipynb #51e668f3
@@ -66,7 +83,7 @@ class Method:
 METHODS:dict[str, Method] = {}
 
 def method(
-    name:str,
+    name:str, # without a number
     default:float|None=None, # the number that is meant where the name has none
     **limits, # of the number, as for `lyra.core.number`; without limits or a default the method takes no number
 )->Callable[[Start], Start]:
@@ -94,9 +111,10 @@ def find_method(
 
 def open_session(
     name:str, # of a method, with or without its number
-    model, tokenizer,
+    model, # a `Lyra` or an attached model
+    tokenizer, # of that model
     card:Card, # persona in words
-    template:str='transcript',
+    template:str='transcript', # 'transcript' or 'chat', see `lyra.cards.find_template`
 )->Session:
     "A conversation under a method; raises `LyraError` for an unknown method or a wrong number."
     found, value = find_method(name)
@@ -125,7 +143,13 @@ METHODS |= {
 
 # %% ../nbs/80_drift.ipynb #629789c2
 @method('everywhere', 320, least=1, most=NEVER, whole=True)
-def everywhere(model, tokenizer, card, number, template)->ChatSession:
+def everywhere(
+    model, # a `Lyra` or an attached model
+    tokenizer, # of that model
+    card, # persona in words
+    number, # tokens
+    template, # name, see `lyra.cards.find_template`
+)->ChatSession:
     "The persona in all layers, beside the last `number` tokens in the sliding ones."
     config = decoder_of(model).config
     both = dict(sliding_attention=ContextPolicy(number, persona=True), full_attention=preset('pinned', config))
@@ -153,11 +177,19 @@ def _additive(mask:Tensor|None, query:Tensor, S:int)->Tensor: # [1 or B, 1, T, S
 
 class SplitCache(LyraCache):
     "A full context whose layers raise the persona's share of attention to a power, as long as they hold all of it."
-    def __init__(self, config, persona:Persona, exponent:float):
+    def __init__(self,
+        config, # of the text model
+        persona:Persona, # whose share is raised
+        exponent:float, # of the share; below 1 it grows
+    ):
         super().__init__(config, 'full', persona=persona)
         self.exponent = exponent
 
-    def attention_mask(self, module, query:Tensor, key:Tensor)->Tensor|None: # [B, H, T, S]
+    def attention_mask(self,
+        module, # the attention module that asks
+        query:Tensor, # [B, H, T, D]
+        key:Tensor, # [B, K, S, D]
+    )->Tensor|None: # [B, H, T, S]
         "The layer's mask, with the bias on the persona's keys."
         mask, S = super().attention_mask(module, query, key), key.shape[-2]
         n = int((self.layer_of(module, key).index.shown[0] < 0).sum())
@@ -168,7 +200,13 @@ class SplitCache(LyraCache):
         return torch.cat([persona, rest.expand(*logits.shape[:-1], -1)], dim=-1)
 
 @method('split-softmax', .5, above=0, most=100)
-def split_softmax(model, tokenizer, card, number, template)->ChatSession:
+def split_softmax(
+    model, # a `Lyra` or an attached model
+    tokenizer, # of that model
+    card, # persona in words
+    number, # exponent; below 1 it raises the share
+    template, # name, see `lyra.cards.find_template`
+)->ChatSession:
     "A full context in which the persona's share of attention is raised to the power `number`."
     persona = _persona(model, tokenizer, card, template)
     session = ChatSession(model, tokenizer, persona, 'full', template=template)
@@ -178,17 +216,33 @@ def split_softmax(model, tokenizer, card, number, template)->ChatSession:
 # %% ../nbs/80_drift.ipynb #537f8bc6
 class Reprompted(ChatSession):
     "Hears a reminder as a turn of its own, after every `every` turns."
-    def __init__(self, *args, every:int, reminder:tuple[str, str], **options):
+    def __init__(self,
+        *args, # as for `ChatSession`
+        every:int, # turns before a reminder
+        reminder:tuple[str, str], # the user's turn and the reply
+        **options, # as for `ChatSession`
+    ):
         super().__init__(*args, **options)
         self.every, self.reminder = every, reminder
 
-    def tell(self, text:str, reply:str, *, scored:bool=True)->Tensor: # [n] nats; [0] where it is not `scored`
+    def tell(self,
+        text:str, # the user's turn
+        reply:str, # what is put into the model's mouth
+        *,
+        scored:bool=True, # whether its NLL is wanted
+    )->Tensor: # [n] nats; [0] where it is not `scored`
         "A turn whose reply is given, after the reminder where one is due."
         if (self.heard + 1) % (self.every + 1) == 0: super().tell(*self.reminder, scored=False)
         return super().tell(text, reply, scored=scored)
 
 @method('reprompt', 3, least=1, whole=True)
-def reprompt(model, tokenizer, card, number, template)->ChatSession:
+def reprompt(
+    model, # a `Lyra` or an attached model
+    tokenizer, # of that model
+    card, # persona in words
+    number, # turns
+    template, # name, see `lyra.cards.find_template`
+)->ChatSession:
     "A window in which the persona is said again after every `number` turns."
     persona = _persona(model, tokenizer, card, template)
     reminder = card.instruction, card.acknowledgement or 'Yes, I will.'
@@ -217,7 +271,12 @@ class Reprefilled:
         for turn in kept: self.session.tell(*turn, scored=False)
         return self.session
 
-    def tell(self, text:str, reply:str, *, scored:bool=True)->Tensor: # [n] nats; [0] where it is not `scored`
+    def tell(self,
+        text:str, # the user's turn
+        reply:str, # what is put into the model's mouth
+        *,
+        scored:bool=True, # whether its NLL is wanted
+    )->Tensor: # [n] nats; [0] where it is not `scored`
         "Note a turn; returns the NLL of its tokens."
         loss = self._anew().tell(text, reply) if scored else torch.zeros(0)
         self.said.append((text, reply))
@@ -227,24 +286,38 @@ class Reprefilled:
         "A copy that can be questioned."
         return self._anew().off_the_record()
 
-    def ask(self, question:str, prefix:str='', *, listener:Watcher|None=None)->Asked:
+    def ask(self,
+        question:str, # the user's turn
+        prefix:str='', # how the reply begins
+        *,
+        listener:Watcher|None=None, # is told of every layer's attention
+    )->Asked:
         "As `ChatSession.ask`, of a session computed anew."
         return self._anew().ask(question, prefix, listener=listener)
 
-    def reply(self, question:str, **sampling:Any)->str:
+    def reply(self,
+        question:str, # the user's turn
+        **sampling:Any, # as for `lyra.chat.Sampling`
+    )->str:
         "As `ChatSession.reply`, of a session computed anew."
         return self._anew().reply(question, **sampling)
 
 # %% ../nbs/80_drift.ipynb #98a0ba41
 @method('reprefill', least=1, whole=True)
-def reprefill(model, tokenizer, card, number, template)->Reprefilled:
+def reprefill(
+    model, # a `Lyra` or an attached model
+    tokenizer, # of that model
+    card, # persona in words
+    number, # tokens; None: no limit
+    template, # name, see `lyra.cards.find_template`
+)->Reprefilled:
     "The persona and the last turns that fit into `number` tokens, computed anew; None: all turns."
     fresh = ChatSession(model, tokenizer, _persona(model, tokenizer, card, template), 'full', template=template)
     return Reprefilled(fresh, float('inf') if number is None else number)
 
 # %% ../nbs/80_drift.ipynb #4963352f
 def shuffled_turns(
-    conversations:Sequence[Conversation],
+    conversations:Sequence[Conversation], # those without reference replies are left out
     n:int, # turns
     seed, # decides the order
 )->list[tuple[str, str]]: # user's turn, reply
@@ -260,7 +333,7 @@ def shuffled_turns(
 # %% ../nbs/80_drift.ipynb #9c15298c
 def ask(
     session:Session, # not changed
-    probe:Probe,
+    probe:Probe, # what is asked
 )->dict[str, float]: # measure -> value
     "Put a probe: `logprob` (nats, over the answer's tokens), `rank` (worst among them), `logodds` (nats)."
     asked = session.ask(probe.question, probe.prefix)
@@ -269,8 +342,8 @@ def ask(
 
 # %% ../nbs/80_drift.ipynb #b2b49e65
 def judge(
-    rule:Rule,
-    reply:str,
+    rule:Rule, # what the reply has to do
+    reply:str, # as it was written
 )->bool: # whether the reply keeps the rule
     "Whether a reply keeps a rule; False for an empty reply."
     words = reply.strip().strip('*_"\'“”«»')
@@ -284,7 +357,10 @@ def judge(
 # %% ../nbs/80_drift.ipynb #b70bf68e
 CHORE = 'Tell me something about bridges.'
 
-def keeps_rule(session:Session, rule:Rule)->float: # 1 or 0
+def keeps_rule(
+    session:Session, # not changed
+    rule:Rule, # of its persona
+)->float: # 1 or 0
     "Whether a greedy reply to a chore keeps the rule."
     return float(judge(rule, session.reply(CHORE, max_new_tokens=8 if rule.kind == 'starts_with' else 48)))
 
@@ -293,7 +369,10 @@ NEUTRAL = dict(en=('What is the capital of France?', 'The capital of France is')
                fr=('Quelle est la capitale de la France ?', 'La capitale de la France est'),
                es=('¿Cuál es la capital de Francia?', 'La capital de Francia es'))
 
-def bleed(session:Session, card:Card)->float: # probability
+def bleed(
+    session:Session, # not changed
+    card:Card, # with a name
+)->float: # probability
     "How likely the persona's name is where it does not belong."
     question, prefix = NEUTRAL.get(card.language, NEUTRAL['en'])
     return float(np.exp(session.ask(question, prefix).score(f' {card.name}')[0]))
@@ -312,7 +391,7 @@ class _Weights:
 
 def persona_share(
     session:Session, # not changed
-    probe:Probe,
+    probe:Probe, # what is asked
 )->dict[int, float]: # global layer -> share, 0 to 1, mean over heads
     "How much of its attention the token that chooses the answer pays to the persona."
     listener = _Weights()
@@ -323,7 +402,7 @@ def persona_share(
 def divergence(
     session:Session, # not changed
     reference:Session, # another, that has heard the same turns; not changed
-    probe:Probe,
+    probe:Probe, # what is asked
 )->float: # nats, 0 or more
     "Kullback-Leibler divergence of the session's next token from the reference's, behind a probe's question."
     mine, theirs = (s.ask(probe.question, probe.prefix).logits.double().log_softmax(-1) for s in (session, reference))
@@ -335,7 +414,9 @@ PASSAGE = ('How does a canal lock work?',
            'sluice lets water in or out until the level inside is that of the next stretch. Then the gate in front '
            'opens. No pump is needed, since the water always runs downhill.')
 
-def neutral(session:Session)->float: # nats a token
+def neutral(
+    session:Session, # not changed
+)->float: # nats a token
     "NLL of a passage that has nothing to do with persona or conversation."
     return float(session.off_the_record().tell(*PASSAGE).mean())
 
@@ -347,7 +428,10 @@ class _Clock:
         "Called for each layer just before it attends."
         self.start = self.start or time.perf_counter()
 
-def first_token(session:Session, probe:Probe)->float: # seconds
+def first_token(
+    session:Session, # not changed
+    probe:Probe, # what is asked
+)->float: # seconds
     "From a question to the logits of the answer's first token; what has to be computed anew counts, a copy does not."
     start, clock = time.perf_counter(), _Clock()
     session.ask(probe.question, probe.prefix, listener=clock)
@@ -460,7 +544,7 @@ def _row(scores:pd.DataFrame, m:str, delta:float)->dict[str, Any]:
 def summary(
     results:pd.DataFrame, # as `lyra.sweep.sweep` gives them
     *,
-    score:str='logodds',
+    score:str='logodds', # a measure, see `per_persona`
     delta:float=.5, # nats; the largest change of the score that does not matter
 )->pd.DataFrame: # one row per method
     "Per method: score at the first and last check, change, p of equivalence, half-life, lead and cost over `full`."
@@ -474,8 +558,8 @@ _SCORES = dict(logodds='log-odds, nats,', logprob='log-probability, nats,') # ho
 
 def curves(
     results:pd.DataFrame, # as `lyra.sweep.sweep` gives them
-    score:str='logodds',
-    title:str='',
+    score:str='logodds', # a measure, see `per_persona`
+    title:str='', # above the picture
 )->Figure:
     "The score over the turns, one line a method, with 95 % intervals over personas."
     scores, fig = per_persona(results, score), figure(9, 5)
@@ -506,7 +590,7 @@ def _place(text:Annotation, dx:float, dy:float)->Bbox: # pixels
     return text.get_window_extent()
 
 def name_points(
-    ax:Axes,
+    ax:Axes, # with all else drawn
     points:Mapping[str, tuple[float, float]], # name -> x and y
     colours:Mapping[str, str], # of the names
     taken:Sequence[tuple[float, float, float, float, float]]=(), # what no name may cover: x, y, x, y, and points around
@@ -539,10 +623,10 @@ def _point(ax:Axes, m:str, x:Estimate, y:Estimate, mib:float)->list[tuple[float,
 
 def frontier(
     results:pd.DataFrame, # as `lyra.sweep.sweep` gives them, with the methods none and full among them
-    score:str='logodds',
-    title:str='',
+    score:str='logodds', # a measure, see `per_persona`
+    title:str='', # above the picture
 )->Figure:
-    "Fidelity at the last check against the cost over `full`; the area of a point is its memory."
+    "Fidelity at the last check against the cost, a point's area its memory; raises `LyraError` without full or none."
     scores, cost, held, fig = per_persona(results, score), costs(results), per_persona(results, 'bytes'), figure(8, 5)
     if 'none' not in cost: raise LyraError('The frontier needs the methods none and full, and scored turns.')
     ax, last, points, colours, taken = fig.subplots(), scores.columns.max(), {}, {}, []

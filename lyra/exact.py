@@ -33,7 +33,7 @@ from .persona import Persona, read_persona
 class Literal:
     "A mask written out by hand, in the place of a cache."
     def __init__(self,
-        model:Any,
+        model:Any, # with a text model
         P:int, # tokens of the persona, the first ones
         policies:Mapping[str, ContextPolicy], # layer type -> its policy
         stock:Mapping[str, ContextPolicy], # the same for the persona's tokens
@@ -42,8 +42,12 @@ class Literal:
         self.kinds = getattr(config, 'layer_types', None) or layer_types(config)
         self.P, self.policies, self.stock, self.watch = P, policies, stock, None
 
-    def attention_mask(self, module:Any, query:Tensor, key:Tensor)->Tensor:
-        "[1, 1, T, T] added to the logits."
+    def attention_mask(self,
+        module:Any, # the attention module that asks
+        query:Tensor, # [1, H, T, D]
+        key:Tensor, # [1, K, T, D]
+    )->Tensor: # [1, 1, T, T]
+        "The mask of one layer, as it is added to the logits."
         kind, n = self.kinds[module.layer_idx], query.shape[-2]
         lowest = torch.finfo(query.dtype).min
         def entry(i:int, j:int)->float:
@@ -55,7 +59,9 @@ class Literal:
 
 # %% ../nbs/52_verify.ipynb #152e38f5
 @contextmanager
-def active(cache:Any)->Iterator[None]:
+def active(
+    cache:Any, # whatever has an `attention_mask` and a `watch`
+)->Iterator[None]:
     "Let something answer in the place of a cache."
     ACTIVE.cache = cache
     try: yield
@@ -101,7 +107,9 @@ class Trial:
         "The layer types of the layers that hold keys, each once."
         return [t for t in dict.fromkeys(layer_types(self.decoder.config)) if t != 'dummy']
 
-    def policies(self, **options:Any)->dict[str, ContextPolicy]:
+    def policies(self,
+        **options:Any, # of the global layers' `ContextPolicy`
+    )->dict[str, ContextPolicy]: # layer type -> policy
         "A window of 16 and the persona in the global layers, a window of 11 in the sliding ones."
         bounded = dict(full_attention=ContextPolicy(16, persona=True, **options), sliding_attention=ContextPolicy(11))
         return {t: bounded[t] for t in self.kinds}
@@ -113,7 +121,10 @@ class Trial:
         return {t: stock[t] for t in self.kinds}
 
 # %% ../nbs/52_verify.ipynb #1faa4a7a
-def gap(a:Tensor, b:Tensor)->float:
+def gap(
+    a:Tensor, # what was found
+    b:Tensor, # what was expected
+)->float: # 0 or more, or infinite
     "The largest difference, relative to the largest value of b where that is over 1; infinite for other shapes."
     if a.shape != b.shape or not (a.isfinite().all() and b.isfinite().all()): return inf
     a, b = a.double(), b.double()
@@ -122,8 +133,8 @@ def gap(a:Tensor, b:Tensor)->float:
 # %% ../nbs/52_verify.ipynb #289c8bef
 @torch.no_grad()
 def through(
-    model:Any,
-    cache:Any,
+    model:Any, # attached
+    cache:Any, # that takes the tokens
     ids:Tensor, # [B, T]
     size:int, # tokens at a time
     **options:Tensor, # attention_mask, position_ids [B, T]
@@ -138,20 +149,34 @@ def through(
 
 # %% ../nbs/52_verify.ipynb #fab66026
 @torch.no_grad()
-def truth(trial:Trial, policies:Mapping[str, ContextPolicy]|None=None, n:int|None=None, **options:Any)->Tensor:
-    "The stock model's logits of the text, behind the persona's tokens, under a literal mask or its own; [1, N, vocab]."
+def truth(
+    trial:Trial, # its model and tokens
+    policies:Mapping[str, ContextPolicy]|None=None, # layer type -> policy of a literal mask; None: as stock
+    n:int|None=None, # tokens of the text; None: N
+    **options:Any, # for the model, such as position_ids [1, P + n]
+)->Tensor: # [1, n, vocabulary]
+    "The stock model's logits of the text, behind the persona's tokens, under a literal mask or its own."
     ids = trial.ids[:, :trial.P + (trial.N if n is None else n)]
     if policies is None: return trial.model(ids, use_cache=False, **options).logits[:, trial.P:].float()
     with active(Literal(trial.model, trial.P, policies, trial.unbounded)):
         return trial.model(ids, use_cache=False, **options).logits[:, trial.P:].float()
 
-def in_chunks(trial:Trial, policies:Any, expected:Tensor, ids:Tensor, sizes:Sequence[int], **options:Tensor)->float:
+def in_chunks(
+    trial:Trial, # its model and persona
+    policies:Any, # as `LyraCache` takes them
+    expected:Tensor, # [B, T, vocabulary]
+    ids:Tensor, # [B, T]
+    sizes:Sequence[int], # tokens at a time
+    **options:Tensor, # attention_mask, position_ids [B, T]
+)->float: # relative, see `gap`
     "The largest gap over sizes of chunks."
     new = lambda: LyraCache(trial.model, policies, persona=trial.persona)
     return max(gap(through(trial.model, new(), ids, size, **options), expected) for size in sizes)
 
 # %% ../nbs/52_verify.ipynb #6c0b7fcd
-def itself(t:Trial)->float:
+def itself(
+    t:Trial, # model and tokens
+)->float: # largest gap
     "stock, in chunks through its own cache, and in a padded batch: the yardstick"
     new, whole, (ids, mask) = lambda: DynamicCache(config=t.decoder.config), truth(t), _batch(t)
     gaps = [gap(through(t.model, new(), t.ids[:, :t.P + t.N], size)[:, t.P:], whole) for size in (7, 1)]
@@ -164,7 +189,10 @@ def _places(t:Trial, start:int, n:int)->Tensor:
     "[1, n] positions"
     return torch.arange(start, start + n, device=t.ids.device)[None]
 
-def past_itself(t:Trial)->float:
+# %% ../nbs/52_verify.ipynb #85137215
+def past_itself(
+    t:Trial, # with tokens past the model's own window
+)->float: # largest gap
     "the same for the text that goes past the model's own window; in chunks, and at positions that are P larger"
     n, whole = t.ids.shape[1] - t.P, truth(t, n=t.ids.shape[1] - t.P)
     out = through(t.model, DynamicCache(config=t.decoder.config), t.ids, 100)[:, t.P:]
@@ -182,7 +210,10 @@ def _generate(t:Trial, **options:Any)->Any:
     return t.model.generate(max_new_tokens=8, do_sample=False, num_beams=1, return_dict_in_generate=True,
                             output_logits=True, eos_token_id=None, pad_token_id=0, **options)
 
-def as_stock(t:Trial)->float:
+# %% ../nbs/52_verify.ipynb #82ed1b42
+def as_stock(
+    t:Trial, # model and tokens
+)->float: # largest gap
     "no persona: `generate` on a padded batch, as stock"
     ids, mask = _batch(t)
     a, b = (_generate(t, inputs=ids, attention_mask=mask, cache=c)
@@ -192,27 +223,39 @@ def as_stock(t:Trial)->float:
     return gap(torch.stack(a.logits[:same]), torch.stack(b.logits[:same]))
 
 # %% ../nbs/52_verify.ipynb #b60d9060
-def whole_context(t:Trial)->float:
+def whole_context(
+    t:Trial, # model and tokens
+)->float: # largest gap
     "persona and all of the text: as stock on both"
     return in_chunks(t, t.unbounded, truth(t), t.text, (t.N, 7, 1))
 
-def past_window(t:Trial)->float:
+# %% ../nbs/52_verify.ipynb #3124a129
+def past_window(
+    t:Trial, # with tokens past the model's own window
+)->float: # largest gap
     "the same past the model's own window"
     text = t.ids[:, t.P:]
     return in_chunks(t, t.unbounded, truth(t, n=text.shape[1]), text, (text.shape[1], 100))
 
 # %% ../nbs/52_verify.ipynb #7d7ec143
-def window(t:Trial)->float:
+def window(
+    t:Trial, # model and tokens
+)->float: # largest gap
     "windows that slide: a literal mask"
     return in_chunks(t, t.policies(), truth(t, t.policies()), t.text, (t.N, 7, 1))
 
-def gain(t:Trial)->float:
+# %% ../nbs/52_verify.ipynb #8b9b89b4
+def gain(
+    t:Trial, # model and tokens
+)->float: # largest gap
     "a gain of 8, the first token spared: a literal mask"
     loud = t.policies(gain=8., gain_from=1) if 'full_attention' in t.kinds else t.policies()
     return in_chunks(t, loud, truth(t, loud), t.text, (t.N, 7, 1))
 
 # %% ../nbs/52_verify.ipynb #4d5b77b3
-def padding(t:Trial)->float:
+def padding(
+    t:Trial, # model and tokens
+)->float: # largest gap
     "rows of a padded batch: each as it is alone"
     (ids, mask), gaps = _batch(t), []
     cache = LyraCache(t.model, t.policies(), persona=t.persona)
@@ -223,7 +266,9 @@ def padding(t:Trial)->float:
     return max(gaps)
 
 # %% ../nbs/52_verify.ipynb #09999bd4
-def next_turn(t:Trial)->float:
+def next_turn(
+    t:Trial, # model and tokens
+)->float: # largest gap
     "a second turn that sees nothing of the first: as a first turn"
     policies = dict.fromkeys(t.kinds, ContextPolicy(0, turn=True, persona=True))
     cache = LyraCache(t.model, policies, persona=t.persona)
@@ -233,7 +278,9 @@ def next_turn(t:Trial)->float:
     return gap(second, through(t.model, LyraCache(t.model, policies, persona=t.persona), t.text, t.N))
 
 # %% ../nbs/52_verify.ipynb #e09442a6
-def rebased(t:Trial)->float:
+def rebased(
+    t:Trial, # model and tokens
+)->float: # largest gap
     "positions re-based between turns: as without"
     out = []
     for does in (False, True):
@@ -247,18 +294,25 @@ def rebased(t:Trial)->float:
 # %% ../nbs/52_verify.ipynb #4edd2594
 FAR = 100_000
 
-def far_itself(t:Trial)->float:
+def far_itself(
+    t:Trial, # model and tokens
+)->float: # largest gap
     "stock, 100,000 positions further on, against itself: the yardstick out there"
     return gap(truth(t, position_ids=_places(t, FAR, t.P + t.N)), truth(t))
 
-def far(t:Trial)->float:
+# %% ../nbs/52_verify.ipynb #095ea91b
+def far(
+    t:Trial, # model and tokens
+)->float: # largest gap
     "persona and text 100,000 positions further on: as stock there"
     expected = truth(t, position_ids=_places(t, FAR, t.P + t.N))
     return in_chunks(t, t.unbounded, expected, t.text, (t.N, 7), position_ids=_places(t, FAR + t.P, t.N))
 
 # %% ../nbs/52_verify.ipynb #f98886b2
 @torch.no_grad()
-def generated(t:Trial)->float:
+def generated(
+    t:Trial, # model and tokens
+)->float: # largest gap
     "`generate` with the persona on a padded batch: as a loop by hand, row by row"
     (ids, mask), gaps = _batch(t), []
     cache = LyraCache(t.model, t.policies(), persona=t.persona)
@@ -272,7 +326,9 @@ def generated(t:Trial)->float:
     return max(gaps)
 
 # %% ../nbs/52_verify.ipynb #eec7d7ff
-def stored(t:Trial)->float:
+def stored(
+    t:Trial, # model and tokens
+)->float: # largest gap
     "the persona saved and loaded: the same bits"
     with tempfile.TemporaryDirectory() as folder:
         again = Persona.load(t.persona.save(Path(folder)/'persona.safetensors'), t.model)
@@ -319,7 +375,9 @@ def verify(
     return rows
 
 # %% ../nbs/52_verify.ipynb #75545372
-def report(rows:Sequence[Row])->str: # text
+def report(
+    rows:Sequence[Row], # as `verify` gives them
+)->str: # text
     "The rows as a table."
     wide = max(len(r.what) for r in rows)
     line = lambda r: (f"{r.what:{wide}}  {r.gap:8.1e}  {'' if r.tolerance == inf else format(r.tolerance, '8.1e'):8}  "

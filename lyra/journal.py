@@ -118,7 +118,7 @@ class Journal:
         header:Mapping, # describes the session, see `Header`
         rows:Iterable[Mapping]=(), # what has happened already
     )->None:
-        "Write the file in one step, for its owner's eyes only; one that is there is replaced."
+        "Write the file in one step, over one that is there, for its owner alone; raises `LyraError` where that fails."
         lines, digests = _chain((dict(lyra_session=FORMAT, **header), *rows))
         written = ''.join(lines).encode()
         try:
@@ -130,8 +130,10 @@ class Journal:
             raise LyraError(f'{self.path.parent} cannot be written ({why}): name another folder.') from e
         self.digests, self.size = digests, len(written)
 
-    def append(self, row:Mapping)->None:
-        "Add a row and wait for the disk; where that fails the file is as it was."
+    def append(self,
+        row:Mapping, # the record of a turn
+    )->None:
+        "Add a row and wait for the disk; raises `LyraError` where that fails, and the file is as it was."
         if self.lock is None: self.mend()
         (line,), (new,) = _chain([row], self.last)
         try: add_line(self.path, line.encode(), self.size, f'{self.last}"}}\n'.encode())
@@ -164,7 +166,9 @@ class Journal:
             raise LyraError(f'{self.path} cannot be written ({e.strerror}): copy its folder to where you may '
                             'write.') from e
 
-    def damaged(self, what:Any)->LyraError:
+    def damaged(self,
+        what:Any, # that is wrong with it
+    )->LyraError:
         "The error that says what is wrong with the file."
         return LyraError(f'{self.path} is damaged ({what}): put it back as it was.')
 
@@ -175,8 +179,8 @@ def _taken(path:Path)->LyraError:
     return LyraError(f'{path} was written by another session meanwhile: load it again.')
 
 def add_line(
-    path:Path,
-    line:bytes,
+    path:Path, # the journal
+    line:bytes, # with its line end
     size:int, # bytes of the file
     end:bytes, # what it ends with
 )->None:
@@ -192,7 +196,7 @@ def add_line(
             raise
 
 def set_aside(
-    path:Path,
+    path:Path, # the journal
     size:int, # bytes of its whole lines
 )->int: # bytes that were moved
     "Move what stands behind the whole lines to a file beside; raises `OSError`, or `LyraError` for whole lines more."
@@ -211,7 +215,7 @@ def set_aside(
 # %% ../nbs/60_journal.ipynb #a12c97a4
 def read_rows(
     path:Path, # for errors
-    lines:list[str],
+    lines:list[str], # without their line ends
 )->tuple[list[dict], list[str]]: # rows, hashes
     "The rows of lines; raises `LyraError` for the first line that is damaged, changed or of another format."
     rows, hashes = list[dict](), ['']
@@ -229,7 +233,10 @@ def read_rows(
     if not rows: raise LyraError(f'{path} is damaged (it has no line): name another folder.')
     return rows, hashes[1:]
 
-def check_format(path:Path, header:Any)->None:
+def check_format(
+    path:Path, # for errors
+    header:Any, # the first line's value
+)->None:
     "Raises `LyraError` unless the first line says that this is a journal of this version."
     if not isinstance(header, dict) or 'lyra_session' not in header:
         raise LyraError(f'{path} is damaged (line 1 is no header): name a folder that a session was saved to.')

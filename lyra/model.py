@@ -56,7 +56,7 @@ class LyraBase(Gemma3ForCausalLM):
     @classmethod
     def from_pretrained(cls,
         pretrained_model_name_or_path:Path|str|None=None, # built-in name, folder or hub id; None: gemma3-270m
-        *args:Any,
+        *args:Any, # as in transformers
         device:Any=None, # moves the model there; `device_map` serves for more than one device
         output_loading_info:bool=False, # whether to give what was found, too, and to accept what is not whole
         **kwargs:Any, # as in transformers: dtype, device_map, attn_implementation, revision, ...
@@ -72,8 +72,9 @@ class LyraBase(Gemma3ForCausalLM):
         return (model, info) if output_loading_info else model
 
     def save_pretrained(self,
-        save_directory:Path|str,
-        *args:Any, **kwargs:Any, # as in transformers
+        save_directory:Path|str, # made where it does not exist
+        *args:Any, # as in transformers
+        **kwargs:Any, # as in transformers
     )->None:
         "Save a checkpoint that stock transformers loads as Gemma 3; raises `LyraError` for `push_to_hub=True`."
         if kwargs.get('push_to_hub'):

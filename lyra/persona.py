@@ -56,7 +56,7 @@ def weights_hash(
     model:Any, # any model with a decoder, or a wrapper of one
     dtype:torch.dtype|None=None, # round the weights to this first; None: as they are
 )->str: # hex digest
-    "A digest of every bit of the text model's weights; takes about a second per gigabyte, so do it once a session."
+    "A digest of the text model's weights, bit for bit; a second a gigabyte. Raises `LyraError` for offloaded ones."
     found = list[str]()
     for name, p in ((name, p) for name, x in sorted(decoder_of(model).state_dict().items()) for p in _plain(x)):
         if p.is_meta:
@@ -96,12 +96,18 @@ class Persona:
         about = [self.token_ids, str(self.dtype), self.text, dict(self.made_with)]
         return digest(json.dumps(about, sort_keys=True), *self.keys, *self.values)
 
-    def check_config(self, config:PreTrainedConfig)->None:
+    def check_config(self,
+        config:PreTrainedConfig, # of the text model that is to attend to it
+    )->None:
         "Raises `LyraError` unless this persona was made for a model of that config."
         check_config(self, config)
 
-    def check(self, model:Any, *, weights:str|None=None)->None:
-        "Raises `LyraError` unless it was made for that model; `weights` is the model's `weights_hash`, if known."
+    def check(self,
+        model:Any, # that is to attend to it
+        *,
+        weights:str|None=None, # its `weights_hash`, where that is known already
+    )->None:
+        "Raises `LyraError` unless it was made for that model: config, dtype and every weight."
         check(self, model, weights)
 
     def to(self,
@@ -120,24 +126,34 @@ class Persona:
         return bool(self.made_with.get('closed'))
 
     @staticmethod
-    def build(model:Any, tokenizer:Any, source:Any=None, **options:Any)->'Persona':
-        "Compute a persona; takes `system`, `messages`, `acknowledgement`, `template`, see `lyra.persona.build`."
+    def build(
+        model:Any, # a `Lyra` or an attached model, in eval mode, or a wrapper of one
+        tokenizer:Any, # of that model
+        source:Any=None, # a card, an instruction or example exchanges, see `said_of`
+        **options:Any, # `system`, `messages`, `acknowledgement`, `template`, see `lyra.persona.build`
+    )->'Persona':
+        "Compute a persona; raises `LyraError` where its source is malformed, or the model cannot be recorded."
         return build(model, tokenizer, source, **options)
 
-    def save(self, path:Path|str)->Path:
-        "Write the persona to one `.safetensors` file, atomically."
+    def save(self,
+        path:Path|str, # file to write, `.safetensors`; replaced if it exists
+    )->Path: # the file
+        "Write the persona to one file, atomically; raises `LyraError` where it cannot be written."
         return save(self, path)
 
     @staticmethod
-    def load(path:Path|str, model:Any=None)->'Persona':
-        "Read a persona, and `check` it against a model where one is given; raises `LyraError` for what does not fit."
+    def load(
+        path:Path|str, # a file that `save` wrote
+        model:Any=None, # that is to attend to it, to be checked; None: a session or a cache checks when it takes it
+    )->'Persona':
+        "Read a persona; raises `LyraError` where it is damaged, foreign, or made for another model."
         return load(path, model)
 
     def __add__(self, other:'Persona')->'Persona': return join(self, other)
 
 # %% ../nbs/51_persona.ipynb #397e00d0
 def check_config(
-    persona:Persona,
+    persona:Persona, # to be checked
     config:PreTrainedConfig, # of the text model that is to attend to it
 )->None:
     "Raises `LyraError` unless a persona was made for a model of that config."
@@ -149,7 +165,7 @@ def check_config(
                         'build it anew with `lyra persona build`.')
 
 def check(
-    persona:Persona,
+    persona:Persona, # to be checked
     model:Any, # that is to attend to it
     weights:str|None=None, # its `weights_hash`, where that is known already
 )->None:
@@ -169,7 +185,7 @@ def record(
     model:Any, # a `Lyra` or an attached model, in eval mode, or a wrapper of one
     token_ids:Sequence[int], # P
 )->tuple[tuple[Tensor, ...], tuple[Tensor, ...]]: # keys, turned back, in float32, and values, per layer [1, K, P, D]
-    "What a text leaves in every layer of a model that has keys of its own."
+    "What a text leaves in every layer that has keys of its own; raises `LyraError` where the model cannot be recorded."
     decoder = decoder_of(model)
     if not hasattr(decoder, 'rotations'): raise LyraError('This model is not attached: call lyra.attach(model) first.')
     dropouts = [m.p for m in decoder.modules() if isinstance(m, torch.nn.Dropout)]
@@ -192,10 +208,11 @@ def record(
 
 # %% ../nbs/51_persona.ipynb #62646f49
 def acknowledge(
-    model:Any, tokenizer:Any,
-    instruction:str,
-    template:Template,
-    max_new_tokens:int=40,
+    model:Any, # that generates
+    tokenizer:Any, # of that model
+    instruction:str, # in words
+    template:Template, # how turns are written
+    max_new_tokens:int=40, # of the reply, before it is cut at a stop
 )->str:
     "The model's own reply to an instruction, greedy; raises `LyraError` where it is empty."
     text = template.opening + template.user.format(text=instruction)
@@ -208,10 +225,11 @@ def acknowledge(
 
 # %% ../nbs/51_persona.ipynb #85d565e3
 def said_of(
-    model:Any, tokenizer:Any,
+    model:Any, # that may write the acknowledgement
+    tokenizer:Any, # of that model
     source:Any, # a card, its JSON or its file's `Path`; an instruction; or example exchanges [(user, reply), ...]
     acknowledgement:str|None, # the reply to an instruction; None: the card's, else the model writes one
-    template:Template,
+    template:Template, # how turns are written
 )->tuple[str|None, Sequence[tuple[str, str]]]: # system message, exchanges
     "What a persona's source says; raises `LyraError` where it is empty or malformed."
     if isinstance(source, Path): source = read_card(source)
@@ -228,7 +246,7 @@ def said_of(
 # %% ../nbs/51_persona.ipynb #812f4f04
 def build(
     model:Any, # a `Lyra` or an attached model, in eval mode, or a wrapper of one
-    tokenizer:Any,
+    tokenizer:Any, # of that model
     source:Any=None, # see `said_of`
     *,
     system:str|None=None, # a system prompt, instead of a source
@@ -260,7 +278,7 @@ def build(
 def read_persona(
     model:Any, # as for `build`
     ids:tuple[int, ...], # P
-    text:str,
+    text:str, # the same in words
     **about:Any, # for `made_with`
 )->Persona:
     "The persona of tokens."
@@ -274,9 +292,9 @@ def read_persona(
 AGAIN = 'build it anew with `lyra persona build`.'
 
 def save(
-    persona:Persona,
+    persona:Persona, # to be written
     path:Path|str, # file to write, `.safetensors`; replaced if it exists
-)->Path:
+)->Path: # the file
     "Write a persona to one file, atomically; raises `LyraError` where it cannot be written."
     path = Path(path)
     if path.suffix != '.safetensors':
@@ -382,7 +400,7 @@ def load(
 
 # %% ../nbs/51_persona.ipynb #0e87ad2a
 def join(
-    first:Persona,
+    first:Persona, # whose tokens come first
     second:Persona, # for the same model
 )->Persona: # first the one, then the other
     "Join two personas; raises `LyraError` where they were made for different models."

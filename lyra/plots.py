@@ -34,15 +34,21 @@ COLOURS = {method: colour for method, (colour, _, _) in LOOKS.items()}
 OTHER = ('#555555', 'h', (0, (4, 1, 1, 1, 1, 1)))                # a method of the reader's own
 
 # %% ../nbs/02_plots.ipynb #aaec935c
-def colour(method:str)->str: # '#RRGGBB'
+def colour(
+    method:str, # name, with or without a number
+)->str: # '#RRGGBB'
     "The colour of a method, whatever number its name carries."
     return LOOKS.get(method.partition(':')[0], OTHER)[0]
 
-def marker(method:str)->str: # as matplotlib names it
+def marker(
+    method:str, # name, with or without a number
+)->str: # as matplotlib names it
     "The marker of a method."
     return LOOKS.get(method.partition(':')[0], OTHER)[1]
 
-def look(method:str)->dict: # arguments of `Axes.plot`
+def look(
+    method:str, # name, with or without a number
+)->dict: # arguments of `Axes.plot`
     "Colour, marker and line style of a method."
     return dict(zip(('color', 'marker', 'ls'), LOOKS.get(method.partition(':')[0], OTHER)))
 
@@ -71,47 +77,58 @@ def _luminance(colour)->float:
     return float(np.where(x <= .04045, x/12.92, ((x + .055)/1.055)**2.4) @ (.2126, .7152, .0722))
 
 def contrast(
-    a, b, # colours, in any form that matplotlib knows
+    a, # a colour, in any form that matplotlib knows
+    b, # the other
 )->float: # 1 to 21
     "The contrast ratio of two colours (WCAG 2.2)."
     low, high = sorted((_luminance(a), _luminance(b)))
     return (high + .05)/(low + .05)
 
 # %% ../nbs/02_plots.ipynb #4080f195
-def ink(colour)->str: # '#RRGGBB'
+def ink(
+    colour, # in any form that matplotlib knows
+)->str: # '#RRGGBB'
     "The colour, darkened as far as small text on white needs."
     rgb = np.array(mpl.colors.to_rgb(colour))
     while contrast(rgb, 'white') < 4.5: rgb = rgb*.97
     return mpl.colors.to_hex(tuple(rgb))
 
-def text_on(background)->str: # 'black' or 'white'
+def text_on(
+    background, # colour, in any form that matplotlib knows
+)->str: # 'black' or 'white'
     "The colour of text that stands out from a background."
     return 'black' if contrast(background, 'black') > contrast(background, 'white') else 'white'
 
 # %% ../nbs/02_plots.ipynb #1247124c
 def figure(
-    width:float, height:float, # inches
+    width:float, # inches
+    height:float, # inches
 )->Figure:
     "An empty figure whose layout makes room for every label."
     return Figure(figsize=(width, height), dpi=100, layout='constrained')
 
-def bare(ax:Axes)->None:
+def bare(
+    ax:Axes, # whose frame it is
+)->None:
     "Take the upper and the right side of the frame away."
     ax.spines[['top', 'right']].set_visible(False)
 
 # %% ../nbs/02_plots.ipynb #cfaf77d3
 def png(
-    figure:Figure,
+    figure:Figure, # to be drawn
     alt:str, # what the figure shows, in words
-    dpi:int=100,
+    dpi:int=100, # pixels an inch
 )->bytes:
     "The figure as a PNG that carries its description."
     out = io.BytesIO()
     figure.savefig(out, format='png', dpi=dpi, metadata=dict(Description=alt))
     return out.getvalue()
 
-def show_png(data:bytes, alt:str)->None:
-    "Display a PNG with its alternative text."
+def show_png(
+    data:bytes, # the PNG
+    alt:str, # what the figure shows, in words
+)->None:
+    "Display a PNG with its alternative text; raises `LyraError` where that is empty."
     if not alt.strip(): raise LyraError('The figure has no alternative text: say in words what it shows.')
     image = {'text/plain': alt, 'image/png': b64encode(data).decode()}
     display(image, metadata={'image/png': dict(alt=alt)}, raw=True)
@@ -119,18 +136,18 @@ def show_png(data:bytes, alt:str)->None:
     display({'text/plain': alt, 'text/html': words}, raw=True)
 
 def show(
-    figure:Figure,
+    figure:Figure, # to be drawn
     alt:str, # what the figure shows, in words
 )->None:
-    "Display a figure with its alternative text."
+    "Display a figure with its alternative text; raises `LyraError` where that is empty."
     show_png(png(figure, alt), alt)
 
 # %% ../nbs/02_plots.ipynb #22b5a708
 def spread(
     values:Sequence[float], # where things belong
     gap:float, # least distance between two of them
-    low:float=-np.inf, # bounds
-    high:float=np.inf,
+    low:float=-np.inf, # lower bound
+    high:float=np.inf, # upper bound
 )->list[float]: # in the order of `values`
     "Places at least a gap apart, in the order of the values and as close to them as can be."
     if not len(values): return []
@@ -147,7 +164,7 @@ def _short(name:str, most:int=30)->str:
     return name if len(name) <= most else f'{name[:most//2 - 1]} … {name[2 - most//2:]}'
 
 def label_ends(
-    ax:Axes,
+    ax:Axes, # with all else drawn
     ends:Mapping[str, tuple[float, float]], # name -> x and y of its line's last point
     colours:Mapping[str, str]|None=None, # None: each name's as a method
     size:float=9, # points
@@ -169,7 +186,9 @@ def label_ends(
                     va='center', parse_math=False, annotation_clip=False, arrowprops=tie if is_tied else None)
 
 # %% ../nbs/02_plots.ipynb #84adf9a9
-def misplaced(figure:Figure)->list[str]: # what is wrong, one entry for each text or pair
+def misplaced(
+    figure:Figure, # to be examined
+)->list[str]: # what is wrong, one entry for each text or pair
     "Titles, names and labels of a figure that overlap one another or leave the frame."
     figure.draw_without_rendering()
     texts = [t for ax in figure.axes for t in (*ax.get_children(), ax.xaxis.label, ax.yaxis.label)]
@@ -185,7 +204,7 @@ def misplaced(figure:Figure)->list[str]: # what is wrong, one entry for each tex
 
 # %% ../nbs/02_plots.ipynb #85076cd8
 def printable(
-    text:str,
+    text:str, # with any characters
     keep:str='', # control characters that stay as they are
 )->str:
     "The text with line ends as ↵ and other control characters as escapes."

@@ -54,7 +54,7 @@ class ContextPolicy:
 def visible(
     q:Tensor, # indices of queries, broadcastable against k
     k:Tensor, # indices of keys
-    policy:ContextPolicy,
+    policy:ContextPolicy, # of the layer
     turn_start:Tensor|int=0, # index of the turn's first token
     first:Tensor|int=0, # where the count of sinks starts; -P where a layer reads the persona as its past
 )->Tensor: # bool
@@ -72,7 +72,7 @@ SEGMENTS = ('persona', 'sinks', 'earlier turns', 'this turn')
 def segments(
     q:Tensor, # indices of queries, broadcastable against k
     k:Tensor, # indices of keys that they see
-    policy:ContextPolicy,
+    policy:ContextPolicy, # of the layer
     turn_start:Tensor|int=0, # index of the turn's first token
 )->Tensor: # long, indices into `SEGMENTS`
     "For whose sake a query sees a key."
@@ -116,7 +116,7 @@ def chosen_layers(
     name:str, # a preset
     types:Sequence[str], # of the layers that hold keys
     layers:Sequence[int]|None, # the choice, if there is one
-)->list[int]:
+)->list[int]: # indices into `types`
     "The layers that a preset is for; raises `LyraError` where there are none, or for a layer that does not exist."
     found = [i for i, t in enumerate(types) if t == 'full_attention'] if layers is None else [*layers]
     for i in found: number(i, 'A layer', least=0, most=len(types) - 1, whole=True)

@@ -22,7 +22,9 @@ from .cache import LyraCache, follow_base
 from .buffer import set_front
 
 # %% ../nbs/44_state.ipynb #fe7e5ff1
-def is_bounded(cache:LyraCache)->bool:
+def is_bounded(
+    cache:LyraCache, # whose policies count
+)->bool:
     "Whether every layer has a window, so that the state has a bound."
     return all(p.window is not None for p in cache.policies)
 
@@ -48,7 +50,8 @@ def state_of(
 @torch.no_grad()
 def set_state(
     cache:LyraCache, # new, with the policies and the persona of the one that was kept
-    tensors:Mapping[str, Tensor], note:Mapping[str, Any], # as by `state_of`
+    tensors:Mapping[str, Tensor], # as by `state_of`
+    note:Mapping[str, Any], # as by `state_of`
     device:Any, # where the model is
 )->None:
     "Bring a cache to a state."
@@ -85,7 +88,7 @@ def _digest(tensors:Mapping[str, Tensor], note:Mapping[str, Any])->str:
 
 # %% ../nbs/44_state.ipynb #a2c39286
 def save_state(
-    cache:LyraCache,
+    cache:LyraCache, # not changed
     path:Path, # replaced if it exists
     about:Mapping[str, Any], # more to note, anything that JSON holds
 )->None:
@@ -98,7 +101,7 @@ def save_state(
 
 # %% ../nbs/44_state.ipynb #a18a1497
 def load_state(
-    path:Path,
+    path:Path, # a file that `save_state` wrote
 )->tuple[dict[str, Tensor], dict[str, Any]]|None: # tensors, note
     "Read the state of a cache; None where there is none, or it is damaged or of another version."
     try:

@@ -67,7 +67,9 @@ class Plan:
         number(self.seed, "A plan's seed", whole=True)
         self.sampling(0)
 
-    def sampling(self, seed:Any)->Sampling:
+    def sampling(self,
+        seed:Any, # anything that `str` tells apart
+    )->Sampling:
         "How free replies are drawn."
         return sampling_of({k: v for k, v in (self.free or {}).items() if k != 'own'} | dict(generator=seeded(seed)))
 
@@ -89,7 +91,7 @@ class Plan:
 # %% ../nbs/83_sweep.ipynb #f58cad67
 def measured(
     session:Session, # not changed
-    card:Card,
+    card:Card, # with a probe
     probes:int, # of the card's
     references:Mapping[str, Session], # sessions that have heard the same turns
 )->Iterator[tuple[str, str, float]]: # measure, probe, value
@@ -107,7 +109,8 @@ def measured(
 
 # %% ../nbs/83_sweep.ipynb #f84adebf
 def one_turn(
-    session:Session, tokenizer,
+    session:Session, # goes on
+    tokenizer, # of its model
     turn:tuple[str, str], # the user's, and the reply that is given
     sampling:Sampling|None, # of the session's own reply, which then takes the place of the given one
     scored:bool, # whether the NLL of a given reply is wanted
@@ -134,7 +137,7 @@ def _loaded(model:str|Mapping[str, str]|None)->tuple: # tokenizer, model
 
 # %% ../nbs/83_sweep.ipynb #2f2e3466
 def hold(
-    plan:Plan,
+    plan:Plan, # of the sweep
     cell:tuple[str, str, int], # method, card file, order
     loaded:tuple|None=None, # tokenizer, model; None: what the plan names
 )->dict[str, list[dict]]: # 'rows': turn, probe, measure, value; 'replies': turn, question, reply
@@ -242,7 +245,8 @@ def _claim(plan:Plan, out:Path)->None:
     write_file(file, json.dumps(settings, indent=1).encode())
 
 def gather(
-    plan:Plan, out,
+    plan:Plan, # of the sweep
+    out, # folder with the results
     what:str='rows', # or 'replies', the free ones
 )->pd.DataFrame: # tidy, see `lyra.drift.COLUMNS` and `TEXTS`
     "All finished cells of a plan as one tidy table."
@@ -299,7 +303,9 @@ def _twice(names:Sequence[str])->str|None:
     "A name that is given more than once."
     return next((name for name in names if names.count(name) > 1), None)
 
-def check_plan(plan:Plan)->None:
+def check_plan(
+    plan:Plan, # of the sweep
+)->None:
     "Raises `LyraError` for a plan that cannot be carried out."
     if not plan.personas: raise LyraError('A sweep needs a persona: name one or more cards.')
     for path in plan.personas:
@@ -358,7 +364,7 @@ def _hold_all(plan:Plan, out:Path, executor:Executor|None)->None:
             bar.update()
 
 def sweep(
-    plan:Plan,
+    plan:Plan, # what is to be held
     out, # folder for the results
     *,
     workers:int=1, # processes on this machine

@@ -195,7 +195,7 @@ def add_by_key(
 def top_keys(
     keys:Tensor, # [S]
     weights:Tensor, # [..., S]
-    k:int,
+    k:int, # how many
 )->tuple[Tensor, Tensor]: # [..., k] indices and weights
     "The k keys with most weight; where there are fewer, the last one again with none."
     if (short := k - len(keys)) > 0:
@@ -207,7 +207,9 @@ def top_keys(
 # %% ../nbs/70_trace.ipynb #200c8714
 class LayerTally:
     "What one layer has attended to in a turn, pass by pass."
-    def __init__(self, heads:int):
+    def __init__(self,
+        heads:int, # of the layer's queries
+    ):
         self.masses:list[Tensor] = []                           # [H, t, 4] of each pass
         self.tops:list[tuple[Tensor, Tensor]] = []              # [H, t, k] keys and weights of each pass
         self.sums = torch.zeros(0, dtype=torch.long), torch.zeros(heads, 0) # keys, what the choosing queries paid
@@ -245,7 +247,7 @@ class TurnTally:
 class Recorder:
     "Listens to a session's layers and writes what they attend to, turn by turn, to a file."
     def __init__(self,
-        session:ChatSession,
+        session:ChatSession, # that is not being recorded yet
         path, # file to write, `.lyratrace`; must not exist
         *,
         probes:Sequence[Probe]=(), # of the persona's card, asked off the record
@@ -266,14 +268,21 @@ class Recorder:
         self.begin(0)
         session.recorder = self
 
-    def begin(self, reply_start:int)->None:
+    def begin(self,
+        reply_start:int, # tokens of the turn before its reply
+    )->None:
         "A turn begins; what an undone one has left is forgotten."
         if not self.turns: write_header(self)
         layers = [LayerTally(self.header['heads']) for _ in self.header['layer_types']]
         self.turn = TurnTally(reply_start, self.session.cache.tokens_seen, layers, self.last_logits)
 
     @torch.no_grad()
-    def attended(self, attention, query:Tensor, key:Tensor, mask:Tensor|None)->None:
+    def attended(self,
+        attention, # the attention module
+        query:Tensor, # [1, H, T, D]
+        key:Tensor, # [1, K, S, D]
+        mask:Tensor|None, # as the attention interface gets it
+    )->None:
         "A layer is about to attend."
         start, tally = time.perf_counter(), self.turn.layers[attention.layer_idx]
         index, turn_start = self.session.cache.layer_of(attention, key).index, self.session.cache.turn_start
@@ -282,7 +291,10 @@ class Recorder:
         tally.add(index.shown[0], weights, segment, max(0, self.turn.reply_start - 1 - tally.read), self.token_top)
         self.turn.spent += time.perf_counter() - start
 
-    def heard(self, ids:Sequence[int], logits:Tensor)->None:
+    def heard(self,
+        ids:Sequence[int], # T tokens
+        logits:Tensor, # [T, vocabulary]
+    )->None:
         "A forward pass is over."
         start, turn = time.perf_counter(), self.turn
         turn.surprisal.append(surprisals(ids, logits, turn.logits))
@@ -290,7 +302,9 @@ class Recorder:
         turn.logits = logits[-1:].clone()
         turn.spent += time.perf_counter() - start
 
-    def end(self, row:dict)->None:
+    def end(self,
+        row:dict, # the session's record of the turn
+    )->None:
         "The turn is over: write it. Raises `LyraError` where it cannot be written; the turn is held all the same."
         seconds, self.last_logits = time.perf_counter() - self.turn.began - self.turn.spent, self.turn.logits
         write_frames(self.file, _split(summarize(self, seconds)), _split(in_detail(self, row)))
@@ -306,7 +320,7 @@ class Recorder:
 
 # %% ../nbs/70_trace.ipynb #cf46337d
 def describe(
-    session:ChatSession,
+    session:ChatSession, # that is recorded
 )->dict[str, Any]: # plain JSON
     "What a trace says of its session."
     config, cache, policy = session.cache.config, session.cache, session.settings['policy']
@@ -317,7 +331,7 @@ def describe(
                 prime=bool(cache.prime and session.persona is not None))
 
 def every_policy(
-    cache:LyraCache,
+    cache:LyraCache, # of the session
 )->list[ContextPolicy]: # one per layer
     "The policy of each layer; of one that shares another's keys, that of the last layer of its type that has some."
     kinds, own, last = layer_types(cache.config), iter(cache.policies), dict[str, ContextPolicy]()
@@ -339,17 +353,19 @@ def write_header(
     recorder.header = header
 
 # %% ../nbs/70_trace.ipynb #6ca41c71
-def create_trace(path)->BinaryIO:
+def create_trace(
+    path, # of the file, which is made
+)->BinaryIO:
     "A new file, open for writing; raises `LyraError` where there is one or can be none."
     try: return open(path, 'xb')
     except FileExistsError as e: raise LyraError(f'{path} exists: remove it, or name another file.') from e
     except OSError as e: raise LyraError(f'{path} cannot be written ({e.strerror}): name another place.') from e
 
 def write_frames(
-    file:BinaryIO,
+    file:BinaryIO, # at its end
     *frames:tuple[dict[str, Tensor], dict], # tensors and note of each
 )->None:
-    "Append frames and wait for the disk, all or none."
+    "Append frames and wait for the disk, all or none; raises `LyraError` where they cannot be written."
     size = file.tell()
     try:
         for tensors, note in frames: write_frame(file, tensors, note)
@@ -376,7 +392,7 @@ def surprisals(
 
 # %% ../nbs/70_trace.ipynb #7e4040c3
 def summarize(
-    recorder:Recorder,
+    recorder:Recorder, # at a turn's end
     seconds:float, # of the turn
 )->Summary:
     "The turn that is over, in short; its probes are asked where they are due."
@@ -392,7 +408,7 @@ def summarize(
 
 # %% ../nbs/70_trace.ipynb #5fda3261
 def in_detail(
-    recorder:Recorder,
+    recorder:Recorder, # at a turn's end
     row:dict, # the session's record of the turn
 )->Detail:
     "The turn that is over, token by token."
@@ -432,11 +448,15 @@ class Trace:
         if not 1 <= turn <= len(self): raise LyraError(f'{self.path.name} holds turns 1 to {len(self)}, not {turn}.')
         return turn
 
-    def summary(self, turn:int)->Summary: # turns count from 1
+    def summary(self,
+        turn:int, # from 1
+    )->Summary:
         "One turn in short; raises `LyraError` where there is none."
         return self.summaries[self._find(turn) - 1]
 
-    def detail(self, turn:int)->Detail: # turns count from 1
+    def detail(self,
+        turn:int, # from 1
+    )->Detail:
         "One turn, token by token; raises `LyraError` where there is none."
         if self._find(turn) not in self.details:
             self.details[turn] = read_record(self, Detail, 2*turn)
@@ -458,17 +478,22 @@ class Trace:
         self._find(len(self))
         return torch.stack([s.mean for s in self.summaries]).float()
 
-    def scores(self, probe:str)->list[tuple[int, float]]: # turn, log-probability
+    def scores(self,
+        probe:str, # its id
+    )->list[tuple[int, float]]: # turn, log-probability
         "A probe's score, by its id, over the turns at which it was asked."
         return [(s.turn, s.scores[probe][0]) for s in self.summaries if probe in s.scores]
 
-    def key_text(self, turn:int, position:int)->str:
+    def key_text(self,
+        turn:int, # at which the key was attended to
+        position:int, # index of the key
+    )->str:
         "The text of a key's token, by the index of the key and the turn at which it was attended to."
         return key_text(self, turn, position)
 
 # %% ../nbs/70_trace.ipynb #df7e5dc6
 def open_trace(
-    path:Path,
+    path:Path, # a file that a `Recorder` wrote
 )->tuple[list[tuple[int, int]], dict[str, Any]]: # frames as by `find_frames`, the first one's note
     "Read the beginning of a trace; raises `LyraError` where there is none."
     try:
@@ -489,7 +514,7 @@ def open_trace(
 _Record = TypeVar('_Record', Summary, Detail)
 
 def read_record(
-    trace:Trace,
+    trace:Trace, # that the frame is of
     kind:type[_Record], # `Summary` or `Detail`
     i:int, # frame
 )->_Record:
@@ -511,7 +536,7 @@ def read_record(
 
 # %% ../nbs/70_trace.ipynb #faa2e97c
 def key_text(
-    trace:Trace,
+    trace:Trace, # with that turn
     turn:int, # at which the key was attended to
     position:int, # index of the key
     layer:int|None=None, # that attended; None: one with the turn's persona
@@ -528,9 +553,9 @@ def key_text(
 
 # %% ../nbs/70_trace.ipynb #997d9048
 def held(
-    trace:Trace,
+    trace:Trace, # with that turn
     turn:int, # from 1
-    layer:int,
+    layer:int, # of the model
 )->tuple[Tensor, Tensor]: # [n] indices of the keys, [n] indices into `SEGMENTS`
     "The keys that a layer still held at a turn's end, and what they are; a persona's tokens are below 0."
     summary, policy, header = trace.summary(turn), trace.policies[layer], trace.header

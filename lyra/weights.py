@@ -164,7 +164,7 @@ def checkpoint(
     name:str=DEFAULT, # a key of `MODELS`
     root:Path|None=None, # cache folder; None: `lyra.core.cache_path()`
 )->Path: # a checkpoint folder that `from_pretrained` reads
-    "A built-in model's checkpoint, converted on first use; safe against interruption and concurrent use."
+    "A built-in model's checkpoint, converted on first use; safe against interruption; raises `LyraError` without it."
     if name not in MODELS:
         raise LyraError(_unknown(name) or f"There is no model {name!r}: the built-in ones are {', '.join(MODELS)}.")
     model, root = MODELS[name], Path(root or cache_path())
@@ -400,7 +400,7 @@ TEXT_KEYS = {r'^(model\.language_model|language_model\.model)\.': 'model.', r'^l
 OTHER_SENSES = re.compile(r'(model\.)?(vision_tower|multi_modal_projector)\.')
 
 def text_only(
-    config:PreTrainedConfig,
+    config:PreTrainedConfig, # of the checkpoint
 )->dict[str, Any]: # keywords for `from_pretrained`; none for a config that is not multimodal
     "What makes `from_pretrained` load the text weights of a multimodal Gemma 3 alone."
     if config.model_type != 'gemma3': return {}
@@ -458,7 +458,7 @@ def _check_whole(
 def load_weights(
     load:Callable[..., Any], # a `from_pretrained`
     path:Path|str|None, # what it should load
-    *args:Any,
+    *args:Any, # for `load`
     check:bool=True, # whether to see that the weights are whole
     **kwargs:Any, # for `load`
 )->tuple[Any, dict[str, Any]]: # the model, and transformers' loading information

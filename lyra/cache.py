@@ -239,47 +239,27 @@ class LyraLayer(CacheLayerMixin):
         self.version, self.base = -1, index.rows.base # of the index and its rows, when this layer last followed
 
     @property
-    def is_sliding(self)->bool:
-        "Whether its policy has a window."
-        return self.index.policy.window is not None
+    def is_sliding(self)->bool: return self.index.policy.window is not None
 
     @property
-    def is_initialized(self)->bool: # type: ignore[override]
-        "Whether tokens of the conversation have come in."
-        return self.index.rows.seen > 0
+    def is_initialized(self)->bool: return self.index.rows.seen > 0 # type: ignore[override]
 
     @property
-    def keys(self)->Tensor: # type: ignore[override]
-        "The keys that it holds, `[B, K, slots, D]`, at their positions."
-        return self.buffers[0].view()
+    def keys(self)->Tensor: return self.buffers[0].view() # type: ignore[override]
 
     @property
-    def values(self)->Tensor: # type: ignore[override]
-        "The values that it holds, `[B, K, slots, D]`."
-        return self.buffers[1].view()
+    def values(self)->Tensor: return self.buffers[1].view() # type: ignore[override]
 
     @property
     def nbytes(self)->int:
         "Bytes allocated."
         return sum(b.nbytes for b in self.buffers) + sum(x.nbytes for x in self.sinks)
 
-    def lazy_initialization(self,
-        key_states:Tensor, # [B, K, T, D]
-        value_states:Tensor, # [B, K, T, D]
-    )->None:
-        "Nothing to do: the buffers allocate when they take tokens in."
+    def lazy_initialization(self, key_states:Tensor, value_states:Tensor)->None: pass
+    def get_seq_length(self)->int: return self.index.rows.seen
+    def get_max_length(self)->int: return -1
 
-    def get_seq_length(self)->int:
-        "Columns of the conversation so far, padding and what was evicted included."
-        return self.index.rows.seen
-
-    def get_max_length(self)->int:
-        "-1: a conversation may be of any length."
-        return -1
-
-    def get_mask_sizes(self,
-        query_length:int, # T, new tokens
-    )->tuple[int, int]: # T and 0
+    def get_mask_sizes(self, query_length:int)->tuple[int, int]:
         "What a stock mask would be sized by, though none is made; raises `LyraError` outside of `enter`."
         if ACTIVE.cache is None:
             raise LyraError('A LyraCache makes its own masks, and this model does not ask for them: call '
@@ -289,8 +269,7 @@ class LyraLayer(CacheLayerMixin):
     def update(self,
         key_states:Tensor, # [B, K, T, D], after RoPE
         value_states:Tensor, # [B, K, T, D]
-        *args:Any, # not used
-        **kwargs:Any, # not used
+        *args:Any, **kwargs:Any
     )->tuple[Tensor, Tensor]: # [B, K, S, D]: front, window and new tokens; valid until the next update
         "Take T new tokens in, and return what their queries may attend to."
         index, step, new, (keys, values) = self.index, self.index.step, (key_states, value_states), self.buffers
@@ -507,13 +486,8 @@ class LyraCache(PolicyLayers):
         self.rows.turn_start, self.is_turn = self.rows.next, True
         start_turn(self)
 
-    def begin_forward(self,
-        decoder:Any, # the text model
-        attention_mask:Any, # None, or [B or 1, T or columns so far + T] of 0 and 1
-        position_ids:Tensor|None, # [B or 1, T]
-        tokens:Tensor, # [B, T, ...] ids or embeddings
-    )->Tensor: # [B, T] position_ids
-        "Take note of new tokens, before the layers do; raises `LyraError` for ones that the cache cannot follow."
+    def begin_forward(self, decoder:Any, attention_mask:Any, position_ids:Tensor|None, tokens:Tensor)->Tensor:
+        "Take note of new tokens [B, T, ...], before the layers do; returns their position_ids [B, T]."
         return begin_forward(self, decoder, attention_mask, position_ids, tokens)
 
     def end_forward(self)->None:
@@ -521,11 +495,9 @@ class LyraCache(PolicyLayers):
         self.is_busy = False
 
     def update(self,
-        key_states:Tensor, # [B, K, T, D], after RoPE
-        value_states:Tensor, # [B, K, T, D]
-        layer_idx:int, # as the model counts its layers
-        *args:Any, # not used
-        **kwargs:Any, # not used
+        key_states:Tensor, value_states:Tensor, # [B, K, T, D]
+        layer_idx:int,
+        *args:Any, **kwargs:Any
     )->tuple[Tensor, Tensor]: # [B, K, S, D]
         "As `LyraLayer.update`, of one layer."
         return self.layers[layer_idx].update(key_states, value_states)
@@ -541,11 +513,8 @@ class LyraCache(PolicyLayers):
             index.masks[kind] = make_mask(index, query, module.config._attn_implementation.removeprefix('lyra_'))
         return index.masks[kind]
 
-    def layer_of(self,
-        module:Any, # the attention module that asks
-        key:Tensor, # [B, K, S, D], as an update returned it
-    )->LyraLayer:
-        "The layer whose update returned a key: the module's own, or a shared one; raises `LyraError` where none did."
+    def layer_of(self, module:Any, key:Tensor)->LyraLayer:
+        "The layer whose update returned a key: the module's own, or the one whose keys it shares."
         layer = self.layers[module.layer_idx]
         if isinstance(layer, LyraLayer) and layer.shown() is key: return layer
         found = next((x for x in self.own if x.shown() is key), None)
@@ -553,18 +522,14 @@ class LyraCache(PolicyLayers):
                                           'so a LyraCache cannot serve this model.')
         return found
 
-    def rebase(self,
-        offset:int|None=None, # tokens; None: as much as nothing held needs
-    )->int: # the offset
-        "Take an offset off all positions, so that distances stay; raises `LyraError` for one that is no whole number."
+    def rebase(self, offset:int|None=None)->int:
+        "Take an offset off all positions, None: as much as nothing held needs; distances stay. Returns the offset."
         if offset is None: offset = oldest_held(self)
         number(offset, 'The offset', least=-2**60, most=2**60, whole=True)
         set_base(self, self.rows.base + offset)
         return offset
 
-    def set_persona(self,
-        persona:Any=None, # None, a `lyra.persona.Persona`, or a list with one per row
-    )->None:
+    def set_persona(self, persona:Any=None)->None:
         "Exchange the persona from the next forward pass on; what the windows hold of the old one stays there."
         set_personas(self, as_personas(persona, self.config))
 
@@ -573,34 +538,16 @@ class LyraCache(PolicyLayers):
         grown = [b.data for l in self.own if l.index.policy.window is None for b in l.buffers if not b.reserve]
         return copy.deepcopy(self, {id(x): x for x in (self.config, *grown)})
 
-    def reorder_cache(self,
-        beam_idx:Tensor, # [B] numbers of rows
-    )->None:
-        "Exchange the rows for those that beam search chooses."
-        take_rows(self, beam_idx)
-
-    def batch_select_indices(self,
-        indices:Tensor, # numbers of rows, or a mask [B]
-    )->None:
-        "Keep chosen rows; raises `LyraError` where there is none, or one is not there."
-        take_rows(self, indices)
-
-    def batch_repeat_interleave(self,
-        repeats:int, # 1 or more
-    )->None:
-        "Have each row several times, side by side; raises `LyraError` for a number below 1."
+    def reorder_cache(self, beam_idx:Tensor)->None: take_rows(self, beam_idx)
+    def batch_select_indices(self, indices:Tensor)->None: take_rows(self, indices)
+    def batch_repeat_interleave(self, repeats:int)->None:
         number(repeats, 'repeats', least=1, whole=True)
         take_rows(self, torch.arange(len(self.rows.next)).repeat_interleave(repeats))
 
     def activate_past_recording(self)->None:
-        "Evict nothing before the next `crop` or turn, so that any of the tokens to come can be taken back."
         for index in self.indexes: index.recording = True
 
-    def crop(self,
-        tokens_to_remove:int, # 0 or less: how many columns to take back
-    )->None:
-        "Take the last tokens back, in all layers or in none; raises `LyraError` where older ones would be missing."
-        crop(self, tokens_to_remove)
+    def crop(self, tokens_to_remove:int)->None: crop(self, tokens_to_remove)
 
 # %% ../nbs/42_sliding_window.ipynb #00ccf7c5
 def check_model(

@@ -247,7 +247,7 @@ def ends_reply(
     words = session.tokenizer.decode([*reply[-3:], token])
     return any(words.endswith(stop.rstrip(':')) for stop in session.template.stops)
 
-# %% ../nbs/61_chat.ipynb #e0d5b270
+# %% ../nbs/61_chat.ipynb #87689753
 @dataclass(frozen=True)
 class Sampling:
     "How a reply is drawn."
@@ -256,6 +256,7 @@ class Sampling:
     top_p:float=1. # share of the probability that is drawn from; 1: all
     repetition_penalty:float=1. # divides what was said, in this reply and the two before; 1: none (CTRL, section 4.1)
     generator:torch.Generator|None=None # of the samples
+    stop:Callable[[], bool]|None=None # asked before each token of a session's reply; true ends the reply there
 
     def __post_init__(self):
         number(self.max_new_tokens, 'max_new_tokens', least=1, whole=True)
@@ -396,7 +397,7 @@ def turn_row(
     return dict(turn=session.heard + 1, user=user, reply=reply, ids=ids, pending=list(session.edge.pending),
                 at_start=session.edge.at_start)
 
-# %% ../nbs/61_chat.ipynb #89d272e0
+# %% ../nbs/61_chat.ipynb #5762ebf7
 def speak(
     session:ChatSession,
     text:str, # the user's turn
@@ -412,6 +413,7 @@ def speak(
         if session.recorder is not None: session.recorder.begin(len(ids))
         logits, session.edge = session.feed(prompt, keep=1)[-1], Edge()
         for left in reversed(range(sampling.max_new_tokens)):
+            if sampling.stop is not None and sampling.stop(): break
             before = torch.tensor([[*said, *reply]], dtype=torch.long, device=logits.device)
             token = int(sampling.choose(logits[None], before))
             if ends_reply(session, reply, token): break

@@ -280,7 +280,7 @@ def remarks(
     said = [what for what, is_so in found.items() if is_so]
     return f"This reply {', and '.join(said)}." if said else ''
 
-# %% ../nbs/92_livechat.ipynb #df52ca01
+# %% ../nbs/92_livechat.ipynb #1b5f1505
 class Desk:
     "Jobs in the order in which they were given, each in the context in which it was given."
     def __init__(self):
@@ -296,7 +296,7 @@ class Desk:
     )->int: # jobs before it
         "Give a job."
         with self.lock:
-            ahead = len(self.jobs) + (not self.idle.is_set())
+            ahead = len(self.jobs) + bool(self.running)
             self.jobs.append((contextvars.copy_context(), key, job))
             if self.idle.is_set():
                 self.idle.clear()

@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['NOBODY', 'AGAIN', 'Choice', 'picked', 'Offer', 'first_choice', 'choices', 'Mark', 'mark', 'go_back', 'Stopped',
-           'never', 'new_recorder', 'Talk', 'begin', 'say_recorded', 'keep_turn', 'hold_again', 'remarks', 'Desk',
-           'Wish', 'Line', 'Pending', 'in_words', 'Chat', 'in_progress', 'take', 'fulfil', 'hold_turn', 'price',
+           'never', 'new_recorder', 'Talk', 'begin', 'say_recorded', 'keep_turn', 'hold_again', 'set_aside', 'remarks',
+           'Desk', 'Wish', 'Line', 'Pending', 'in_words', 'Chat', 'in_progress', 'take', 'fulfil', 'hold_turn', 'price',
            'change', 'new_name', 'TalkViews', 'transcript', 'Kept', 'Live', 'LiveFile', 'save_live', 'live_path',
            'take_up', 'named_personas', 'live']
 
-# %% ../nbs/92_livechat.ipynb #3ea508ac
-import contextvars, io, json, textwrap, threading
+# %% ../nbs/92_livechat.ipynb #e71b4c96
+import contextvars, copy, io, json, textwrap, threading
 from base64 import b64encode
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -19,6 +19,7 @@ from functools import partial
 from importlib.resources import files
 from itertools import count
 from pathlib import Path
+from secrets import token_hex
 from typing import Any, Literal
 
 import anywidget
@@ -242,16 +243,18 @@ def keep_turn(talk:Talk, before:Mark)->None:
     if trace is not None and len(trace) == before.recorded: trace.refresh()
     else: talk.traces[talk.name] = Trace(talk.recorder.file.name)
 
-# %% ../nbs/92_livechat.ipynb #5587f739
+# %% ../nbs/92_livechat.ipynb #c8e0475f
 def hold_again(
     talk:Talk,
     text:str, # '': the same message
     **options:Any, # as for `say_recorded`
 )->None:
     "Hold the last turn again; where that fails or nothing is said, it stays as it was."
-    if talk.recorder is None or talk.before is None: raise LyraError('There is no turn to hold again: say something first.')
-    recorder, before, (old, reply) = talk.recorder, talk.before, talk.said[-1]
-    check_texts(recorder.session, text=text or old)
+    if talk.recorder is None or talk.before is None:
+        raise LyraError('There is no turn to hold again: say something first.')
+    recorder, before, session = talk.recorder, talk.before, talk.recorder.session
+    check_texts(session, text=text or session.turns[-1]['user'])
+    old, put_back = session.turns[-1]['user'], set_aside(recorder, before)
     go_back(recorder, before)
     talk.before, drawn = None, {}
     if not text:
@@ -260,10 +263,23 @@ def hold_again(
         if not talk.sampling.get('temperature'): drawn |= AGAIN
     try: say_recorded(talk, text or old, **drawn, **options)
     except BaseException:
-        before = mark(recorder)
-        recorder.session.tell(old, reply, scored=False)
-        keep_turn(talk, before)
+        talk.before = mark(recorder)
+        put_back()
         raise
+
+def set_aside(recorder:Recorder, before:Mark)->Callable[[], None]: # puts it back
+    "Keep the last turn while the session goes back to a mark."
+    session = recorder.session
+    now, row = replace(mark(recorder), cache=copy.deepcopy(session.cache)), session.turns[-1]
+    with open(recorder.file.name, 'rb') as f:
+        f.seek(before.size)
+        recorded = f.read()
+    def put_back()->None:
+        recorder.file.seek(before.size)
+        recorder.file.write(recorded)
+        go_back(recorder, now)
+        session.turns.append(row)
+    return put_back
 
 # %% ../nbs/92_livechat.ipynb #b08102ae
 def remarks(
@@ -342,7 +358,7 @@ def in_words(error:Exception)->str:
     "An error as a line for the reader; one that is not ours with its kind."
     return str(error) if isinstance(error, (LyraError, Stopped)) else f'{type(error).__name__}: {error}'
 
-# %% ../nbs/92_livechat.ipynb #2298ff06
+# %% ../nbs/92_livechat.ipynb #d6990e07
 class Chat(anywidget.AnyWidget):
     "The chat box."
     _esm, _css = (Path(str(files('lyra')/'static'/f'livechat.{kind}')) for kind in ('js', 'css'))
@@ -377,7 +393,8 @@ class Chat(anywidget.AnyWidget):
 
     def wait(self, seconds:float=600)->None:
         "Wait until nothing is under way; raises `LyraError` where that takes longer."
-        if not self.desk.idle.wait(seconds): raise LyraError(f'The chat is at work for more than {seconds:g} s: stop it.')
+        if self.desk.idle.wait(seconds): return
+        raise LyraError(f'The chat is at work for more than {seconds:g} s: stop it.')
 
 # %% ../nbs/92_livechat.ipynb #fd60fb33
 def in_progress(chat:Chat)->list[dict[str, Any]]:
@@ -487,7 +504,7 @@ class TalkViews(W.Tab):
         "The first view's picture, if there is one."
         return self.children[0].picture if self.children else None
 
-# %% ../nbs/92_livechat.ipynb #15bf9131
+# %% ../nbs/92_livechat.ipynb #664d789f
 def transcript(lines:Sequence[Mapping])->str:
     "Turns as plain text."
     parts = [f"you: {x['text']}\nreply: {x['reply']}" + (f"\n({x['note']})" if x['note'] else '') for x in lines]
@@ -526,7 +543,7 @@ class Live(W.VBox):
 
     def say(self, text:str)->str: # the reply
         "What the browser does when somebody types, and a wait; raises `LyraError` where there is no reply."
-        chat, key = self.chat, f'cell-{len(self.chat.taken)}'
+        chat, key = self.chat, token_hex(12)
         take(chat, Wish(kind='submit', key=key, text=text))
         chat.wait()
         found = [line['reply'] for line in chat.lines if line['key'] == key]
@@ -581,14 +598,14 @@ def take_up(talk:Talk, path:Path)->list[dict]: # lines
     begin(talk, found.choice, [(line.text, line.reply) for line in found.lines])
     return [line.model_dump() for line in found.lines]
 
-# %% ../nbs/92_livechat.ipynb #844ab97e
+# %% ../nbs/92_livechat.ipynb #f38c3e4f
 _open:dict[Path, Live] = {} # the chats of this kernel, by their files
 
 def named_personas(persona:Any)->dict[str, Any]:
     "Personas by name, from one, or from several by name; a card's file is read."
     if persona is None: return {}
     if isinstance(persona, Mapping):
-        return {name: x for key, source in persona.items() for name, x in zip([key], named_personas(source).values())}
+        return {name: x for name, source in persona.items() for x in named_personas(source).values()}
     if isinstance(persona, Path): persona = read_card(persona)
     return {persona.name or 'persona' if isinstance(persona, Card) else 'persona': persona}
 

@@ -132,7 +132,7 @@ def go_back(
     recorder.file.truncate()
     recorder.turns, recorder.last_logits = to.recorded, to.logits
 
-# %% ../nbs/92_livechat.ipynb #860ff9ff
+# %% ../nbs/92_livechat.ipynb #a942bd5e
 AGAIN = dict(temperature=.8, top_p=.95)
 
 class Stopped(Exception):
@@ -154,10 +154,11 @@ class Talk:
         folder, # for the recordings
         *,
         choice:Choice|None=None, # None: the first
+        probes:int=1, # of a card's questions, asked off the record after each turn
         **sampling:Any, # as for `lyra.chat.Sampling`
     ):
         self.offer, self.folder, self.choice = offer, Path(folder), choice or first_choice(offer)
-        self.sampling = sampling
+        self.probes, self.sampling = probes, sampling
         self.recorder:Recorder|None = None                      # None: nothing was said yet
         self.before:Mark|None = None                            # the last turn
         self.traces:dict[str, Trace] = {}                       # by the names of their files
@@ -189,7 +190,7 @@ class Talk:
         if not self.recorder.turns: Path(self.recorder.file.name).unlink(missing_ok=True)
         self.recorder = self.before = None
 
-# %% ../nbs/92_livechat.ipynb #2f6e2cc0
+# %% ../nbs/92_livechat.ipynb #a92a2b50
 def begin(
     talk:Talk,
     choice:Choice,
@@ -199,8 +200,8 @@ def begin(
     on_turn:Callable[[int], object]=lambda n: None, # told the number of each turn that is to be read
 )->None:
     "Begin a session and tell it what was said; where that fails or is stopped, the old one stays."
-    recorder = new_recorder(talk.offer.open(choice), talk.folder, choice.policy,
-                            getattr(talk.offer.personas[choice.persona], 'probes', ()))
+    session, card = talk.offer.open(choice), talk.offer.personas[choice.persona]
+    recorder = new_recorder(session, talk.folder, choice.policy, getattr(card, 'probes', ())[:talk.probes])
     before = None
     try:
         for n, (text, reply) in enumerate(said, 1):
@@ -296,7 +297,7 @@ def remarks(
     said = [what for what, is_so in found.items() if is_so]
     return f"This reply {', and '.join(said)}." if said else ''
 
-# %% ../nbs/92_livechat.ipynb #1b5f1505
+# %% ../nbs/92_livechat.ipynb #0de91608
 class Desk:
     "Jobs in the order in which they were given, each in the context in which it was given."
     def __init__(self):
@@ -328,10 +329,11 @@ class Desk:
                 context, self.running, job = self.jobs.popleft()
             context.run(job)
 
-    def stop(self, key:str)->None:
+    def stop(self, key:str)->bool: # whether it is under way
         "Ask the job with that key to end early; one that is over, or has not begun, is not meant."
         with self.lock:
             if key == self.running: self.stopping.set()
+            return key == self.running
 
 # %% ../nbs/92_livechat.ipynb #de583453
 class Wish(Schema):
@@ -358,7 +360,7 @@ def in_words(error:Exception)->str:
     "An error as a line for the reader; one that is not ours with its kind."
     return str(error) if isinstance(error, (LyraError, Stopped)) else f'{type(error).__name__}: {error}'
 
-# %% ../nbs/92_livechat.ipynb #d6990e07
+# %% ../nbs/92_livechat.ipynb #6f6826f4
 class Chat(anywidget.AnyWidget):
     "The chat box."
     _esm, _css = (Path(str(files('lyra')/'static'/f'livechat.{kind}')) for kind in ('js', 'css'))
@@ -385,7 +387,8 @@ class Chat(anywidget.AnyWidget):
         "A message has come from the browser."
         kind, key = message.get('kind'), str(message.get('key', ''))
         if kind == 'ping': self.tell('pong')
-        elif kind == 'stop': self.desk.stop(key)
+        elif kind == 'stop':
+            if self.desk.stop(key): self.tell('stopping', key)
         elif kind == 'hello': self.tell('open', turns=in_progress(self))
         else:
             try: take(self, checked(Wish, message, 'The message'))
@@ -504,7 +507,7 @@ class TalkViews(W.Tab):
         "The first view's picture, if there is one."
         return self.children[0].picture if self.children else None
 
-# %% ../nbs/92_livechat.ipynb #664d789f
+# %% ../nbs/92_livechat.ipynb #d27687e5
 def transcript(lines:Sequence[Mapping])->str:
     "Turns as plain text."
     parts = [f"you: {x['text']}\nreply: {x['reply']}" + (f"\n({x['note']})" if x['note'] else '') for x in lines]
@@ -537,9 +540,9 @@ class Live(W.VBox):
         self.views.follow(talk)
 
     def follow(self)->None:
-        "Bring file and views up to date."
+        "Bring the file up to date, and the views too unless more is to be done at once."
         save_live(self.path, self.chat)
-        self.views.follow(self.chat.talk)
+        if not self.chat.desk.jobs: self.views.follow(self.chat.talk)
 
     def say(self, text:str)->str: # the reply
         "What the browser does when somebody types, and a wait; raises `LyraError` where there is no reply."
@@ -598,7 +601,7 @@ def take_up(talk:Talk, path:Path)->list[dict]: # lines
     begin(talk, found.choice, [(line.text, line.reply) for line in found.lines])
     return [line.model_dump() for line in found.lines]
 
-# %% ../nbs/92_livechat.ipynb #f38c3e4f
+# %% ../nbs/92_livechat.ipynb #96e42ef0
 _open:dict[Path, Live] = {} # the chats of this kernel, by their files
 
 def named_personas(persona:Any)->dict[str, Any]:
@@ -618,7 +621,7 @@ def live(
     folder:Path|str='.', # for the conversation's file and recordings
     anew:bool=False, # whether to begin another conversation
     max_new_tokens:int=128, # longest reply
-    **sampling:Any, # as for `lyra.chat.Sampling`
+    **options:Any, # probes: as for `Talk`; others: as for `lyra.chat.Sampling`
 )->Live:
     "A chat in the notebook, with its views; goes on where one with these models and personas stands in the folder."
     name = Path(decoder_of(model).config.name_or_path or 'model').name
@@ -627,7 +630,7 @@ def live(
     if (box := _open.get(path)) is not None:
         if not anew and box.chat.talk.offer.models[name][0] is model: return box
         box.close()
-    talk = Talk(offer, folder, max_new_tokens=max_new_tokens, **sampling)
-    choices(offer, talk.choice)
+    talk = Talk(offer, folder, max_new_tokens=max_new_tokens, **options)
+    offer.persona(talk.choice)                                  # so that the first reply need not wait for it
     _open[path] = box = Live(talk, path, take_up(talk, path) if path.exists() else ())
     return box

@@ -204,8 +204,11 @@ def stop_and_correct(p: ChatPage, shot) -> None:
     p.run_cell(2)
     began = time.time()
     p.button('Stop').click()
-    p.turns.nth(3).locator('.note').filter(has_text='Stopped.').wait_for(timeout=20_000)
+    p.turns.nth(3).locator('.note').filter(has_text=re.compile('stopped', re.I)).wait_for(timeout=20_000)
     assert (took := time.time() - began) < 3, f'stop took {took:.1f} s beside a blocking cell'
+    said = p.turns.nth(3).locator('.reply').inner_text()
+    p.turns.nth(3).locator('.note').filter(has_text='Stopped.').wait_for(timeout=30_000)
+    assert p.turns.nth(3).locator('.reply').inner_text().strip() == said.strip(), 'a reply goes on after its stop'
     p.wait_for(5)
     shot('6-chat')
     story, last = p.transcript()[3][1], p.transcript()[4][1]

@@ -182,7 +182,8 @@ function render({ model, el }) {
       t.reply.parentNode.hidden = false;
       t.reply.append(message.text);
       book.show(t, { note: '...' });
-    } else if (message.kind === 'failed') failed(message.key, t, message.text);
+    } else if (message.kind === 'stopping') book.show(t, { note: 'stopped; the turn is being written down' });
+    else if (message.kind === 'failed') failed(message.key, t, message.text);
     changed();
   }
   function cleared() { field.value = aside; waits = aside = ''; }

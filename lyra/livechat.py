@@ -132,8 +132,8 @@ def go_back(
     recorder.file.truncate()
     recorder.turns, recorder.last_logits = to.recorded, to.logits
 
-# %% ../nbs/92_livechat.ipynb #a942bd5e
-AGAIN = dict(temperature=.8, top_p=.95)
+# %% ../nbs/92_livechat.ipynb #c2f45bd1
+AGAIN = dict(temperature=1., top_p=.95, repetition_penalty=1.2)
 
 class Stopped(Exception):
     "Somebody has asked for an end before there was anything to keep."

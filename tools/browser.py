@@ -153,7 +153,7 @@ class ChatPage:
     def button(self, name: str): return self.chat.get_by_role('button', name=name, exact=True)
 
     def run_cell(self, i: int) -> None:
-        self.page.locator('.jp-Notebook .jp-Cell').nth(i).locator('.jp-InputPrompt').click()
+        self.page.locator('.jp-Notebook .jp-Cell').nth(i).locator('.jp-InputArea-editor').click()
         self.press('Control+Enter')
 
     def transcript(self) -> list[list[str]]:

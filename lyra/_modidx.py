@@ -573,6 +573,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                'lyra.livechat.remarks': ('livechat.html#remarks', 'lyra/livechat.py'),
                                'lyra.livechat.save_live': ('livechat.html#save_live', 'lyra/livechat.py'),
                                'lyra.livechat.say_recorded': ('livechat.html#say_recorded', 'lyra/livechat.py'),
+                               'lyra.livechat.set_aside': ('livechat.html#set_aside', 'lyra/livechat.py'),
                                'lyra.livechat.take': ('livechat.html#take', 'lyra/livechat.py'),
                                'lyra.livechat.take_up': ('livechat.html#take_up', 'lyra/livechat.py'),
                                'lyra.livechat.transcript': ('livechat.html#transcript', 'lyra/livechat.py')},

@@ -53,7 +53,7 @@ class Choice:
     gain:float|None=None # None: the policy's own
     window:int|None=None # tokens; None: the policy's own
 
-# %% ../nbs/92_livechat.ipynb #775ff88a
+# %% ../nbs/92_livechat.ipynb #d2e7cbc4
 def picked(kind:str, name:str, names:Mapping[str, Any])->Any:
     "What has a name; raises `LyraError` with the names that there are."
     if name in names: return names[name]
@@ -78,7 +78,9 @@ class Offer:
         "The chosen persona, for the chosen model."
         source, key = picked('persona', choice.persona, self.personas), (choice.model, choice.persona)
         if source is None or isinstance(source, Persona): return source
-        if key not in self.built: self.built[key] = Persona.build(*picked('model', choice.model, self.models), source)
+        if key not in self.built:
+            model, tokenizer = picked('model', choice.model, self.models)
+            self.built[key] = Persona.build(model, tokenizer, source)
         return self.built[key]
 
     def open(self, choice:Choice)->ChatSession:
@@ -244,7 +246,7 @@ def keep_turn(talk:Talk, before:Mark)->None:
     if trace is not None and len(trace) == before.recorded: trace.refresh()
     else: talk.traces[talk.name] = Trace(talk.recorder.file.name)
 
-# %% ../nbs/92_livechat.ipynb #c8e0475f
+# %% ../nbs/92_livechat.ipynb #9d1c078d
 def hold_again(
     talk:Talk,
     text:str, # '': the same message
@@ -257,12 +259,12 @@ def hold_again(
     check_texts(session, text=text or session.turns[-1]['user'])
     old, put_back = session.turns[-1]['user'], set_aside(recorder, before)
     go_back(recorder, before)
-    talk.before, drawn = None, {}
+    talk.before = None
     if not text:
         talk.tries += 1
-        drawn = dict(generator=torch.Generator().manual_seed(talk.tries))
-        if not talk.sampling.get('temperature'): drawn |= AGAIN
-    try: say_recorded(talk, text or old, **drawn, **options)
+        options['generator'] = torch.Generator().manual_seed(talk.tries)
+        if not talk.sampling.get('temperature'): options |= AGAIN
+    try: say_recorded(talk, text or old, **options)
     except BaseException:
         talk.before = mark(recorder)
         put_back()
@@ -360,11 +362,11 @@ def in_words(error:Exception)->str:
     "An error as a line for the reader; one that is not ours with its kind."
     return str(error) if isinstance(error, (LyraError, Stopped)) else f'{type(error).__name__}: {error}'
 
-# %% ../nbs/92_livechat.ipynb #6f6826f4
+# %% ../nbs/92_livechat.ipynb #a7b864b3
 class Chat(anywidget.AnyWidget):
     "The chat box."
     _esm, _css = (Path(str(files('lyra')/'static'/f'livechat.{kind}')) for kind in ('js', 'css'))
-    lines = traitlets.List().tag(sync=True)                     # finished turns, see `Line`
+    lines:Any = traitlets.List().tag(sync=True)                 # finished turns, see `Line`
     chosen, choices = traitlets.Dict().tag(sync=True), traitlets.Dict().tag(sync=True)
     status, place = traitlets.Unicode().tag(sync=True), traitlets.Unicode().tag(sync=True)
 
@@ -478,7 +480,7 @@ def new_name(text:str, names:Mapping[str, Any])->str:
     short = textwrap.shorten(text, 30, placeholder=' ...')
     return next(name for i in count(1) if (name := short if i == 1 else f'{short} {i}') not in names)
 
-# %% ../nbs/92_livechat.ipynb #d2741231
+# %% ../nbs/92_livechat.ipynb #4202a72a
 class TalkViews(W.Tab):
     "The views of a talk's present recording."
     def __init__(self):
@@ -498,16 +500,18 @@ class TalkViews(W.Tab):
     def _make(self, trace:Trace, talk:Talk)->None:
         pictures = CacheMap(trace), AttentionFlow(trace), TokenView(trace), DriftView(talk.traces)
         if self.trace is None: self.state.layer = next(iter(trace.global_layers), 0)
-        self.state.turn, self.trace, chosen = min(self.state.turn, len(trace)), trace, self.selected_index
+        self.state.turn, self.trace = min(self.state.turn, len(trace)), trace
+        chosen = self.selected_index or 0
         self.children = [View(picture, self.state, folder=talk.folder) for picture in pictures]
-        self.titles, self.selected_index = [picture.title for picture in pictures], chosen or 0
+        self.titles = [picture.title for picture in pictures]
+        self.set_trait('selected_index', chosen)
 
     @property
     def picture(self)->Picture|None:
         "The first view's picture, if there is one."
         return self.children[0].picture if self.children else None
 
-# %% ../nbs/92_livechat.ipynb #d27687e5
+# %% ../nbs/92_livechat.ipynb #6dd9079c
 def transcript(lines:Sequence[Mapping])->str:
     "Turns as plain text."
     parts = [f"you: {x['text']}\nreply: {x['reply']}" + (f"\n({x['note']})" if x['note'] else '') for x in lines]
@@ -556,7 +560,8 @@ class Live(W.VBox):
     def close(self)->None:
         "End the recording, and the widgets."
         self.chat.talk.close()
-        for widget in (*self.views.children, self.views, self.chat): widget.close()
+        widgets:list[W.Widget] = [*self.views.children, self.views, self.chat]
+        for widget in widgets: widget.close()
         super().close()
 
     def _ipython_display_(self, **kwargs)->None:

@@ -12,6 +12,7 @@ SETTINGS = {'@jupyterlab/apputils-extension:notification': {'fetchNews': 'false'
             '@jupyterlab/docmanager-extension:plugin': {'autosave': False},
             '@jupyterlab/notebook-extension:tracker': {'windowingMode': 'none'}}
 DONE = 'everything ran'
+PARTS = ['widgets', 'chat']
 CHAT = ['''import lyra
 from lyra.core import data_path
 model, tokenizer = lyra.load('smollm2-135m-instruct')''',
@@ -379,8 +380,9 @@ def problem(parts: list[str]) -> str | None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('parts', nargs='*', choices=['widgets', 'chat', []], help='what to look at; both when none is named')
-    fault = problem(parser.parse_args().parts or ['widgets', 'chat'])
+    parser.add_argument('--only', choices=PARTS, help='one of the two notebooks; both when none is named')
+    only = parser.parse_args().only
+    fault = problem([only] if only else PARTS)
     if fault is not None: print(f"browser: {fault or f'ok, screenshots in {SHOTS.relative_to(ROOT)}'}")
     return int(bool(fault))
 

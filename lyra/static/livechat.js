@@ -119,7 +119,7 @@ function render({ model, el }) {
   const book = transcript(log);
   const form = make('form', root, { 'aria-label': 'Message' });
   const field = make('textarea', form, { rows: 2, 'aria-label': 'Your message', placeholder: 'Say something',
-                                         'data-lm-suppress-shortcuts': 'true' });
+                                         dir: 'auto', 'data-lm-suppress-shortcuts': 'true' });
   const button = (name, act) => {                         // never `disabled`, which would lose the focus
     const node = make('button', form, { type: 'button', 'aria-disabled': 'true' }, name);
     node.onclick = () => { if (node.getAttribute('aria-disabled') !== 'true') { act(); field.focus(); } };

@@ -164,6 +164,7 @@ class ChatPage:
     def wait_for(self, turns: int) -> None:
         "Until so many turns are finished, and nothing is under way."
         script = """n => { const chat = [...document.querySelectorAll('.lyra-chat')].at(-1);
+            if (!chat) return false;
             const off = [...chat.querySelectorAll('button')].find(b => b.textContent === 'Another reply').ariaDisabled;
             return chat.querySelectorAll('.turn').length === n && off === 'false'; }"""
         self.page.wait_for_function(script, arg=turns, timeout=120_000)
@@ -244,13 +245,15 @@ def stop_and_correct(p: ChatPage, shot) -> None:
 def change_and_rerun(p: ChatPage, shot, restart) -> None:
     "Another policy; the cell again; and a new kernel, in which the conversation goes on."
     before = p.transcript()
+    n = len(before)
     p.chat.locator('summary').click()
     p.chat.get_by_role('combobox', name='policy').select_option('lyra')
     p.button('Apply from the next turn on').click()
     p.chat.get_by_role('status').filter(has_text='From the next turn on: lyra').wait_for(timeout=120_000)
     p.field.fill('a draft')
     p.run_cell(1)
-    p.wait_for(5)
+    p.page.wait_for_timeout(1500)
+    p.wait_for(n)
     p = ChatPage(p.page)
     assert p.transcript() == before and p.field.input_value() == 'a draft', (p.transcript(), p.field.input_value())
     p.page.evaluate("window.jupyterapp.commands.execute('apputils:change-theme', {theme: 'JupyterLab Dark'})")
@@ -263,13 +266,13 @@ def change_and_rerun(p: ChatPage, shot, restart) -> None:
     shot('9-chat-restarted')
     for i in (0, 1): p.run_cell(i)
     p.page.wait_for_timeout(2000)
-    p.wait_for(5)
+    p.wait_for(n)
     p = ChatPage(p.page)
     assert p.transcript() == before and 'not heard' in p.field.input_value(), (p.transcript(), p.field.input_value())
     p.field.click()
     p.press('Enter')
-    p.wait_for(6)
-    assert p.transcript() == p.heard() and len(p.transcript()) == 6
+    p.wait_for(n + 1)
+    assert p.transcript() == p.heard() and len(p.transcript()) == n + 1
     p.page.locator('.lyra-cache-map img').first.wait_for(timeout=20_000)
     shot('10-chat-views')
 

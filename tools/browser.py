@@ -242,7 +242,7 @@ def stop_and_correct(p: ChatPage, shot) -> None:
     assert p.transcript() == p.heard(), 'the view shows another conversation than the kernel has'
 
 
-def change_and_rerun(p: ChatPage, shot, restart) -> None:
+def change_and_rerun(p: ChatPage, shot) -> None:
     "Another policy; the cell again; and a new kernel, in which the conversation goes on."
     before = p.transcript()
     n = len(before)
@@ -259,7 +259,8 @@ def change_and_rerun(p: ChatPage, shot, restart) -> None:
     p.page.evaluate("window.jupyterapp.commands.execute('apputils:change-theme', {theme: 'JupyterLab Dark'})")
     p.page.locator('body[data-jp-theme-name="JupyterLab Dark"]').wait_for(state='attached')
     shot('8-chat-dark')
-    restart()
+    p.page.evaluate("void window.jupyterapp.commands.execute('notebook:restart-kernel')")
+    p.page.locator('.jp-Dialog .jp-mod-accept').click()
     p.chat.get_by_text('The kernel does not answer').wait_for(timeout=30_000)
     p.field.fill('not heard')
     p.press('Enter')
@@ -319,14 +320,13 @@ def see_widgets(page, server: Server, notebook: Path, folder: Path) -> None:
 
 def see_chat(page, server: Server, notebook: Path) -> None:
     session = open_notebook(page, server, notebook.name)
-    restart = lambda: server.ask('POST', f"/api/kernels/{session['kernel']['id']}/restart", {})
     p = ChatPage(page)
     shot = lambda name: page.locator('.lyra-live').last.screenshot(path=SHOTS/f'{name}.png')
     for i in (0, 1): p.run_cell(i)
     p.field.wait_for(timeout=120_000)
     type_while_busy(p)
     stop_and_correct(p, shot)
-    change_and_rerun(p, shot, restart)
+    change_and_rerun(p, shot)
     server.ask('DELETE', f"/api/sessions/{session['id']}")
 
 

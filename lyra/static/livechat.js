@@ -150,8 +150,8 @@ function render({ model, el }) {
   }
   function ask(message, text) {                           // the field is cleared when the kernel has taken the message
     const key = newKey();
+    if (!send({ ...message, key })) return '';            // nothing has left: the text stays in the field
     book.show(book.add(key, text), { note: 'sending ...' });
-    if (!send({ ...message, key })) book.show(book.turns.get(key), { state: 'failed', note: 'not sent' });
     changed();
     return key;
   }

@@ -13,7 +13,7 @@ setup(
     name=cfg['lib_name'], version=cfg['version'], description=cfg['description'],
     license='Apache-2.0', keywords=cfg['keywords'].split(), url=cfg['git_url'], project_urls=dict(Source=cfg['git_url']),
     classifiers=['Intended Audience :: Science/Research', 'Programming Language :: Python :: 3'],
-    packages=[cfg['lib_path']], python_requires=f">={cfg['min_python']}",
+    packages=[cfg['lib_path']], package_data={cfg['lib_path']: ['static/*']}, python_requires=f">={cfg['min_python']}",
     install_requires=cfg['requirements'].split(),
     extras_require=dict(weights=weights, sweep=cfg['sweep_requirements'].split(), suite=cfg['suite_requirements'].split(),
                         site=cfg['site_requirements'].split(),

@@ -6,7 +6,7 @@ __version__ = "0.2.0"
 _home = dict(
     ChatSession='chat', ContextPolicy='policy', Lyra='attention', LyraAttention='attention', LyraCache='cache',
     LyraError='core', Persona='persona', Recorder='trace', Trace='trace', attach='decoders', detach='decoders',
-    explore='widgets', live='widgets', load='decoders', load_tokenizer='weights', verify='exact')
+    explore='widgets', live='livechat', load='decoders', load_tokenizer='weights', verify='exact')
 __all__ = list(_home)
 
 

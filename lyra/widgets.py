@@ -7,10 +7,9 @@ __all__ = ['HELD', 'Span', 'NOTHING', 'PALETTE', 'SCORE', 'Drawing', 'Picture', 
            'layer_names', 'holdings', 'cache_pixels', 'bands', 'draw_cache_map', 'CacheMap', 'attended', 'place',
            'keys_in_words', 'keys_as_html', 'draw_flow', 'AttentionFlow', 'text_lines', 'token_html', 'describe_token',
            'draw_tokens', 'TokenView', 'turn_series', 'draw_drift', 'DriftView', 'ViewState', 'TurnRow', 'slug',
-           'SaveRow', 'HeadGrid', 'Screen', 'View', 'show_with_picture', 'Tabs', 'explore', 'make_folder', 'LiveChat',
-           'transcript_html', 'ChatViews', 'Live', 'live']
+           'SaveRow', 'HeadGrid', 'Screen', 'View', 'show_with_picture', 'Tabs', 'explore']
 
-# %% ../nbs/90_widgets.ipynb #4ebb1a6a
+# %% ../nbs/90_widgets.ipynb #9f431251
 import csv, html, io, os, textwrap
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache, partial
@@ -34,9 +33,8 @@ from torch import Tensor
 from traitlets import HasTraits, Int, Unicode
 
 from .core import LyraError
-from .policy import PRESETS, SEGMENTS, preset
-from .chat import ChatSession
-from .trace import Recorder, Trace, held, key_text
+from .policy import SEGMENTS
+from .trace import Trace, held, key_text
 from .plots import LETTERS, MAGNITUDES, SEGMENT_COLOURS, bare, csv_text, figure, label_ends, looks, printable
 from .plots import show_png, text_on
 
@@ -867,171 +865,3 @@ def explore(
     state = ViewState(turn=pictures[0].turn, layer=next((p.layer for p in pictures if hasattr(p, 'layer')), 0))
     views = [View(p, state, folder=folder) for p in pictures]
     return views[0] if len(views) == 1 else Tabs(views)
-
-# %% ../nbs/90_widgets.ipynb #11da0977
-def make_folder(path:Path)->None:
-    "Make a folder where it is missing; raises `LyraError` where that fails."
-    try: path.mkdir(parents=True, exist_ok=True)
-    except OSError as e: raise LyraError(f'{path} cannot be made ({e.strerror}): name another folder.') from e
-
-def _needs_persona(name:str, config)->bool:
-    "Whether a preset attends to a persona."
-    return preset(name, config).persona
-
-# %% ../nbs/90_widgets.ipynb #8daad8c4
-class LiveChat:
-    "A recorded conversation that can be begun anew under another policy."
-    def __init__(self,
-        model, # a `Lyra`
-        tokenizer,
-        persona=None, # a `Persona`
-        *,
-        folder='.', # for the traces
-        probes:Sequence=(), # of the persona's card, asked after every turn
-    ):
-        self.model, self.tokenizer, self.persona = model, tokenizer, persona
-        self.folder, self.probes, self.name = Path(folder), tuple(probes), ''
-        self.traces:dict[str, Trace] = {}
-        self.session:ChatSession|None = None
-        self.recorder:Recorder|None = None
-
-    @property
-    def policies(self)->list[str]:
-        "The presets that this chat can have, the usual one first."
-        usable = [name for name in PRESETS if self.persona or not _needs_persona(name, self.model.config)]
-        return sorted(usable, key=lambda name: name != 'lyra')
-
-    def begin(self, policy:str='', gain:float|None=None, window:int|None=None)->None:
-        "Begin a conversation, with the policy's own gain and window where none are given; the last one's trace stays."
-        policy = policy or self.policies[0]
-        session = ChatSession(self.model, self.tokenizer, self.persona, policy, gain=gain, window_size=window)
-        make_folder(self.folder)
-        names = (f'{i} {policy}' for i in count(1))
-        name = next(name for name in names if not (self.folder/f'{name}.lyratrace').exists())
-        self.close()
-        self.recorder = Recorder(session, self.folder/f'{name}.lyratrace', probes=self.probes)
-        self.session, self.name = session, name
-
-    def send(self,
-        text:str, # the user's turn
-        on_text:Callable[[str], None]|None=None, # called with each piece of the reply
-        max_new_tokens:int=48,
-    )->str: # the reply
-        "One turn; begins a conversation where there is none."
-        if self.recorder is None: self.begin()
-        if self.session is None: raise LyraError('The conversation has not begun.')
-        reply = self.session.say(text, on_text=on_text, max_new_tokens=max_new_tokens)
-        if self.name in self.traces: self.traces[self.name].refresh()
-        else: self.traces[self.name] = Trace(self.folder/f'{self.name}.lyratrace')
-        return reply
-
-    def said(self)->list[tuple[str, str]]: # who, text
-        "The conversation so far."
-        turns = [] if self.session is None else self.session.turns
-        return [x for t in turns for x in (('you', t['user']), ('persona', t['reply']))]
-
-    def close(self)->None:
-        "End the recording."
-        if self.recorder is not None: self.recorder.close()
-        self.recorder = None
-
-# %% ../nbs/90_widgets.ipynb #cd1c2889
-def transcript_html(said:Sequence[tuple[str, str]])->str:
-    "A conversation as HTML, one paragraph for each thing said."
-    paragraph = '<p style="margin:2px;white-space:pre-wrap"><b>{}:</b> {}</p>'
-    return ''.join(paragraph.format(who, html.escape(text)) for who, text in said)
-
-# %% ../nbs/90_widgets.ipynb #ccd96019
-class ChatViews(W.Tab):
-    "The four views of a chat's present conversation, which move together."
-    def __init__(self, chat:LiveChat):
-        self.chat = chat
-        self.views:list[View] = []
-        super().__init__()
-
-    def clear(self)->None:
-        "Forget the views: another conversation has begun."
-        self.views = []
-        self.set_trait('children', ())
-
-    def refresh(self)->None:
-        "Take the last turn into the views."
-        if not self.views:
-            trace = self.chat.traces[self.chat.name]
-            pictures = (CacheMap(trace), AttentionFlow(trace), TokenView(trace), DriftView(self.chat.traces))
-            state = ViewState(turn=1, layer=trace.global_layers[0])
-            self.views = [View(p, state, folder=self.chat.folder) for p in pictures]
-            self.children, self.titles = self.views, [p.title for p in pictures]
-        for view in self.views:
-            if isinstance(view.picture, DriftView): view.picture.traces = dict(self.chat.traces)
-            view.refresh()
-
-# %% ../nbs/90_widgets.ipynb #ed0b463a
-class Live(W.VBox):
-    "A chat box with policy, gain and window, and the views of its conversation."
-    def __init__(self, chat:LiveChat):
-        self.chat, self.tabs = chat, ChatViews(chat)
-        self.policy = W.Dropdown(options=chat.policies, description='policy', layout=_wide(220))
-        self.gain = W.BoundedFloatText(value=1, min=1, max=64, step=.5, description='gain', layout=_wide(160))
-        self.window = W.BoundedIntText(value=512, min=1, max=10**6, description='window', layout=_wide(180))
-        self.sender, anew = (W.Button(description=name) for name in ('send', 'new conversation'))
-        self.text = W.Text(placeholder='What is your name?', description='you', layout=_wide(540))
-        self.transcript, self.status = W.HTML(), W.HTML()
-        self.policy.observe(self._offer, 'value')
-        anew.on_click(lambda _: self.begin())
-        self.sender.on_click(lambda _: self.send(self.text.value))
-        self.text.on_msg(self._entered)
-        choices, said = _row(self.policy, self.gain, self.window, anew), W.HBox([self.text, self.sender])
-        super().__init__([choices, self.transcript, said, self.status, self.tabs])
-        self.add_class('lyra-live')
-        self._offer()
-        self.begin()
-
-    def _entered(self, widget, message:dict, buffers)->None:
-        if message.get('event') == 'submit': self.send(self.text.value)
-
-    def _offer(self, change=None)->None:
-        chosen = preset(self.policy.value, self.chat.model.config)
-        self.gain.disabled, self.window.disabled = not chosen.persona, not chosen.window
-        self.gain.value, self.window.value = chosen.gain, chosen.window or self.window.value
-
-    def begin(self)->None:
-        "Begin anew with the chosen policy; an error is shown, and the conversation on view stays."
-        window = None if self.window.disabled else self.window.value
-        try: self.chat.begin(self.policy.value, self.gain.value, window)
-        except Exception as e: self.status.value = _status(_said(e)); return
-        self.tabs.clear()
-        self.transcript.value, self.status.value = '', _status(f'A new conversation under {self.policy.value}.')
-
-    def send(self, text:str)->None:
-        "Say something, stream the reply, bring the views up to date; an error is shown and nothing is lost."
-        if not text.strip(): self.status.value = _status('Say something first.'); return
-        self.sender.disabled, self.text.value, self.status.value = True, '', _status('listening ...')
-        pieces:list[str] = []
-        def on_text(piece:str)->None:
-            pieces.append(piece)
-            self.transcript.value = transcript_html([*self.chat.said(), ('you', text), ('persona', ''.join(pieces))])
-        heard = len(self.chat.said())
-        try:
-            self.chat.send(text, on_text)
-            self.tabs.refresh()
-            s = self.chat.traces[self.chat.name].summaries[-1]
-            took = f'{s.length} tokens in {s.seconds:.1f} s, cache {s.nbytes/2**20:.0f} MiB'
-            self.status.value = _status(f'Turn {s.turn}: {took}.')
-        except Exception as e:
-            if len(self.chat.said()) == heard: self.text.value = text
-            self.status.value = _status(_said(e))
-        finally: self.sender.disabled, self.transcript.value = False, transcript_html(self.chat.said())
-
-    def _ipython_display_(self, **kwargs)->None:
-        show_with_picture(self, self.tabs.views[0].picture if self.tabs.views else None)
-
-# %% ../nbs/90_widgets.ipynb #5e56ab09
-def live(
-    model, # a `Lyra`
-    tokenizer,
-    persona=None, # a `Persona`
-    **kwargs, # folder, probes: as for `LiveChat`
-)->Live:
-    "A chat box in the notebook, with its views."
-    return Live(LiveChat(model, tokenizer, persona, **kwargs))

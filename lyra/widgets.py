@@ -576,7 +576,7 @@ def text_lines(
         column, line = (0, line + 1) if text.endswith('\n') else (column + len(shown), line)
     return places
 
-# %% ../nbs/90_widgets.ipynb #501dbd0b
+# %% ../nbs/90_widgets.ipynb #3a76fe68
 def describe_token(p:'TokenView')->str:
     "The chosen token with all that is known of it, in words."
     d, shares = p.trace.detail(p.turn), ', '.join(f'{name} {x:.0%}' for name, x in zip(SEGMENTS, p.shares()[p.at]))
@@ -590,7 +590,7 @@ def _shaded_lines(p:'TokenView', ax:Axes)->None:
         back = MAGNITUDES(min(max(v/plane.high, 0), 1))
         ax.add_patch(Rectangle((column, line), len(shown), .92, color=back, lw=0))
         if t == p.at: ax.add_patch(Rectangle((column, line), len(shown), .92, fill=False, ec='#D55E00', lw=2, zorder=3))
-        ax.text(column, line + .5, shown, color=text_on(back), family='monospace', fontsize=9.2, va='center',
+        ax.text(column, line + .5, shown, color=text_on(back), family=['monospace', 'DejaVu Sans'], fontsize=9.2, va='center',
                 parse_math=False)
     ax.set(xlim=(0, p.width + 2), ylim=(max(line for _, line, _ in places) + 1, 0))
 
@@ -936,7 +936,7 @@ def slug(picture:Picture)->str:
     "The kind of a picture as part of a name: 'cache-map'."
     return picture.title.lower().replace(' ', '-')
 
-# %% ../nbs/90_widgets.ipynb #73644044
+# %% ../nbs/90_widgets.ipynb #fbbb227b
 _turnstile = threading.RLock()
 
 class View(anywidget.AnyWidget):
@@ -973,11 +973,12 @@ class View(anywidget.AnyWidget):
             try: self.picture.show(**asked)
             except LyraError as e: self.note = _said(e); return
             self.render()
-            for name in self.state.trait_names():
-                if name in asked: setattr(self.state, name, asked[name])
+            with self.state.hold_trait_notifications():             # both are set before anybody follows
+                for name in self.state.trait_names():
+                    if name in asked: setattr(self.state, name, asked[name])
 
     def _follow(self, change=None)->None:
-        with _turnstile:
+        with _turnstile, self.hold_trait_notifications():
             for name in self.state.trait_names():
                 value = getattr(self.state, name)
                 if value in self.picture.controls.get(name, ()): setattr(self, name, value)

@@ -189,7 +189,7 @@ export function mount(model, el) {
 
   // -- saying what a cell is
 
-  const label = (axis, i) => axis.labels ? axis.labels[i] : `${axis.name} ${axis.ticks[i]}`;
+  const label = (axis, i) => axis.labels ? axis.labels[i] : `${axis.name} ${axis.ticks[i]}`.trim();
   function values(panel, r, c) {
     if (panel.kind === 'states') return view.look.states[panel.value(0, r, c)][0];
     return panel.planes.map(({ name, unit }, p) => `${name} ${written(panel.value(p, r, c), unit)}`).join(', ');

@@ -36,6 +36,7 @@ function written(x, unit) {
   if (unit === '%') return `${(100*x).toFixed(1)} %`;
   return `${x.toFixed(2)}${unit ? ' ' + unit : ''}`;
 }
+const brief = (x, unit) => unit === '%' ? `${(100*x).toFixed(0)} %` : x.toFixed(Math.abs(x) < 10 ? 2 : 0);
 const find = (axis, key) => axis.ends ? axis.keys.findIndex((k, i) => k <= key && key < axis.ends[i])
   : axis.keys.indexOf(key);
 
@@ -78,13 +79,13 @@ function paintCells(panel, at, g, view) {
 }
 
 function paintLines(panel, at, g, view) {
-  const { low, high } = panel.planes[0];
+  const { low, high, unit } = panel.planes[0];
   at.height = v => 8 + (high - v)/((high - low) || 1)*(at.tall - 16);
   g.fillStyle = '#fff'; g.fillRect(at.left, 0, at.right - at.left + MARGIN, at.tall);   // the lines' colours need white
-  g.fillStyle = view.ink; g.textAlign = 'right';
+  g.textAlign = 'right';
   for (const v of [low, (low + high)/2, high]) {
-    g.fillText(Math.abs(v) < 10 ? v.toFixed(2) : v.toFixed(0), at.left - 6, at.height(v));
-    g.globalAlpha = .15; g.fillRect(at.left, at.height(v), at.right - at.left, 1); g.globalAlpha = 1;
+    g.fillStyle = view.ink; g.fillText(brief(v, unit), at.left - 6, at.height(v));
+    g.fillStyle = '#ddd'; g.fillRect(at.left, at.height(v), at.right - at.left, 1);
   }
   const now = find(panel.columns, view.get(panel.columns.of));
   if (now >= 0) { g.fillStyle = '#555'; g.fillRect(at.x(now) + at.px/2 - .5, 0, 1, at.tall); }
@@ -144,7 +145,7 @@ export function mount(model, el) {
   const foot = make('div', root, { class: 'bar' }), tip = make('div', root, { class: 'tip', 'aria-hidden': 'true' });
   let scene, panels, places = [], built = '', hover = null, asking = false, player = 0;
 
-  const view = { get, look: get('look'), ink: '',
+  const view = { get, look: get('look'), ink: '', paper: '',
     plane: p => Math.max(0, p.planes.findIndex(({ name }) => name === get(p.by))),
     shade: (v, { low, high }) => {
       const all = view.look.shades, share = clamp((v - low)/((high - low) || 1), 0, 1);
@@ -213,14 +214,19 @@ export function mount(model, el) {
     scene = get('scene');
     panels = unpack(scene);
     root.setAttribute('aria-label', scene.title);
-    const plan = JSON.stringify([scene.controls, scene.panels.map(p => [p.kind, p.title])]);
+    const plan = JSON.stringify([scene.controls, scene.panels.map(p => [p.kind, p.by && get(p.by)])]);
     if (plan !== built) build();
     built = plan;
     for (const [name, field] of Object.entries(fields)) for (const f of field)
       if (f.value !== String(get(name))) f.value = get(name);
-    view.ink = getComputedStyle(root).color;
-    panels.forEach((panel, i) => (panel.kind === 'words' ? words : canvas)(panel, i));
-    status.textContent = [scene.caption, tell(0, chosen(0)), get('note')].filter(Boolean).join('. ');
+    ({ color: view.ink, backgroundColor: view.paper } = getComputedStyle(root));
+    panels.forEach((panel, i) => {
+      places[i].title.textContent = panel.title;
+      places[i].node.setAttribute('aria-label', `${panel.title}. ${KEYS}`);
+      (panel.kind === 'words' ? words : canvas)(panel, i);
+    });
+    const now = tell(0, chosen(0));
+    status.textContent = [scene.caption, now[0].toUpperCase() + now.slice(1), get('note')].filter(Boolean).join('. ');
     pinned.textContent = get('pin').length ? 'Pinned: ' + tellPin(get('pin')) : 'Nothing is pinned: click a cell.';
     listNotes();
     if (!sheet.hidden) table();
@@ -240,12 +246,17 @@ export function mount(model, el) {
     (panel.kind === 'lines' ? paintLines : paintCells)(panel, at, g, view);
     paintColumnTicks(panel, at, g, view);
     const ring = ([r, c], wide) => {
-      g.lineWidth = wide;
-      if (panel.kind !== 'lines') return g.strokeRect(at.x(c) - 1, at.y(r) - 1, at.px + 1, CELL + 1);
+      if (panel.kind !== 'lines') {                         // two colours: one of them stands out from any cell
+        for (const [ink, more] of [[view.paper, 2], [view.ink, 0]]) {
+          g.strokeStyle = ink; g.lineWidth = wide + more; g.strokeRect(at.x(c) - 1, at.y(r) - 1, at.px + 1, CELL + 1);
+        }
+        return;
+      }
+      g.strokeStyle = '#000'; g.lineWidth = wide;
       const v = panel.value(0, r, c);
       if (!Number.isNaN(v)) { g.beginPath(); g.arc(at.x(c) + at.px/2, at.height(v), 6, 0, 7); g.stroke(); }
     };
-    g.strokeStyle = panel.kind === 'lines' ? '#000' : view.ink;
+    g.strokeStyle = view.ink;
     if (panel.rows.of && panel.kind !== 'lines') {
       g.lineWidth = 1; g.strokeRect(at.x(0) - .5, at.y(chosen(i)[0]) - 1, at.right - at.x(0) + 1, CELL + 1);
     }
@@ -302,7 +313,8 @@ export function mount(model, el) {
 
   let fields = {};
   function build() {
-    const active = document.activeElement, kept = root.contains(active) && active.getAttribute('aria-label');
+    const active = document.activeElement, old = places.findIndex(({ node }) => node === active);
+    const kept = root.contains(active) && active.getAttribute('aria-label');
     bar.replaceChildren(); stage.replaceChildren(); foot.replaceChildren();
     fields = {};
     for (const [name, control] of Object.entries(scene.controls)) fields[name] = field(name, control);
@@ -310,7 +322,8 @@ export function mount(model, el) {
     for (const kind of get('saves')) button(foot, `save ${kind.toUpperCase()}`, () => model.send({ save: kind }));
     button(foot, 'table', toggle);
     make('span', foot, { class: 'keys' }, KEYS);
-    if (kept) [...root.querySelectorAll('[aria-label]')].find(n => n.getAttribute('aria-label') === kept)?.focus();
+    if (old >= 0) places[old]?.node.focus();
+    else if (kept) [...root.querySelectorAll('[aria-label]')].find(n => n.getAttribute('aria-label') === kept)?.focus();
   }
   function button(parent, name, act) {
     const node = make('button', parent, { type: 'button', 'aria-label': name }, name);
@@ -344,11 +357,10 @@ export function mount(model, el) {
   }
   function place(panel, i) {
     const box = make('div', stage, { class: 'panel' });
-    make('div', box, { class: 'title' }, panel.title);
-    const name = `${panel.title}. ${KEYS}`;
+    const title = make('div', box, { class: 'title' });
     const node = panel.kind === 'words'
-      ? make('div', box, { class: 'words', tabindex: 0, role: 'group', 'aria-label': name, dir: 'auto' })
-      : make('canvas', make('div', box, { class: 'scroll' }), { tabindex: 0, role: 'application', 'aria-label': name });
+      ? make('div', box, { class: 'words', tabindex: 0, role: 'group', dir: 'auto' })
+      : make('canvas', make('div', box, { class: 'scroll' }), { tabindex: 0, role: 'application' });
     const cell = e => {
       if (panels[i].kind !== 'words') return hit(panels[i], places[i].at, e.offsetX, e.offsetY);
       const c = e.target.closest('[data-c]')?.dataset.c;
@@ -357,18 +369,22 @@ export function mount(model, el) {
     node.onpointermove = e => point({ i, cell: cell(e), x: e.clientX, y: e.clientY });
     node.onpointerleave = () => point(null);
     node.onclick = e => { const found = cell(e); if (found) { pin(i, found); choose(i, found); node.focus(); } };
-    legend(make('div', box, { class: 'bar legend' }), panel);
-    return { node };
+    if (panel.kind !== 'lines' || !i) legend(make('div', box, { class: 'bar legend' }), panel);
+    return { node, title };
   }
   function legend(node, panel) {
     const entry = (style, name, letter = '') => make('i', make('span', node), { style }, letter).after(name);
     if (panel.kind === 'states') for (const [name, letter, paper, ink] of view.look.states)
       if (paper) entry(`background: ${paper}; color: ${ink}`, name, letter);
-    if (panel.kind === 'lines') panel.rows.ticks.forEach((name, r) => entry(`background: ${panel.looks[r][0]}`, name));
+    if (panel.kind === 'lines') panel.rows.ticks.forEach((name, r) => {
+      const [color, dash] = panel.looks[r], line = dash.length > 2 ? 'double' : ['solid', '', 'dashed'][dash.length];
+      entry(`border: 0; height: 0; width: 26px; border-top: 4px ${dash[0] < 4 ? 'dotted' : line} ${color}`, name);
+    });
     if (panel.kind === 'states' || panel.kind === 'lines') return;
-    const { low, high, unit } = panel.planes[view.plane(panel)];
+    const { name, low, high, unit } = panel.planes[view.plane(panel)];
     const stops = view.look.shades.map(([paper]) => paper).filter((_, i) => i % 8 === 0);
-    entry(`width: 120px; background: linear-gradient(to right, ${stops})`, `${written(low, unit)} to ${written(high, unit)}`);
+    entry(`width: 120px; background: linear-gradient(to right, ${stops})`,
+      `${name}: ${written(low, unit)} to ${written(high, unit)}`);
   }
   function toggle() {
     sheet.hidden = !sheet.hidden;

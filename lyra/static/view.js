@@ -124,7 +124,7 @@ function hit(panel, at, px, py) {
     const r = Math.floor((py - 4)/CELL), c = at.column(px);
     return c >= 0 && r >= 0 && r < panel.height ? [r, c] : null;
   }
-  let best = null, least = 30;
+  let best = null, least = Math.max(30, .75*at.px);
   for (let r = 0; r < panel.height; r++) for (let c = 0; c < panel.width; c++) {
     const v = panel.value(0, r, c), far = Math.hypot(at.x(c) + at.px/2 - px, at.height(v) - py);
     if (far < least) [best, least] = [[r, c], far];

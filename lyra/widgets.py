@@ -548,7 +548,7 @@ class AttentionFlow(Picture):
         rows = [[n + 1, i, h, *map(float, self.flow[n, i, h])] for n in range(N) for i in range(L) for h in range(H)]
         return ['turn', 'layer', 'head', *SEGMENTS], rows
 
-# %% ../nbs/90_widgets.ipynb #32f08884
+# %% ../nbs/90_widgets.ipynb #cff0e4be
 def flow_panels(p:AttentionFlow, most:int=240)->list[Panel]:
     "An attention flow's panels: layers x heads, and segments x turns."
     N, _, H, _ = p.flow.shape
@@ -559,8 +559,8 @@ def flow_panels(p:AttentionFlow, most:int=240)->list[Panel]:
     segments = Axis('', SEGMENTS, SEGMENTS, 'segment', labels=[f'share on {name}' for name in SEGMENTS])
     return [Panel('shades', 'Share of attention by layer and head', cells, layer_axis(p.trace), heads, SHARES,
                   by='segment'),
-            Panel('shades', f'{place(p.layer, p.head).capitalize()}, over the turns', past, segments, turn_axis(N, most),
-                  [Plane('share', '%')])]
+            Panel('shades', f'{place(p.layer, p.head).capitalize()}, over the turns', past, segments,
+                  turn_axis(N, most), [Plane('share', '%')])]
 
 # %% ../nbs/90_widgets.ipynb #b456f885
 def text_lines(
@@ -576,7 +576,7 @@ def text_lines(
         column, line = (0, line + 1) if text.endswith('\n') else (column + len(shown), line)
     return places
 
-# %% ../nbs/90_widgets.ipynb #3a76fe68
+# %% ../nbs/90_widgets.ipynb #d40361f5
 def describe_token(p:'TokenView')->str:
     "The chosen token with all that is known of it, in words."
     d, shares = p.trace.detail(p.turn), ', '.join(f'{name} {x:.0%}' for name, x in zip(SEGMENTS, p.shares()[p.at]))
@@ -590,8 +590,8 @@ def _shaded_lines(p:'TokenView', ax:Axes)->None:
         back = MAGNITUDES(min(max(v/plane.high, 0), 1))
         ax.add_patch(Rectangle((column, line), len(shown), .92, color=back, lw=0))
         if t == p.at: ax.add_patch(Rectangle((column, line), len(shown), .92, fill=False, ec='#D55E00', lw=2, zorder=3))
-        ax.text(column, line + .5, shown, color=text_on(back), family=['monospace', 'DejaVu Sans'], fontsize=9.2, va='center',
-                parse_math=False)
+        ax.text(column, line + .5, shown, color=text_on(back), family=['monospace', 'DejaVu Sans'], fontsize=9.2,
+                va='center', parse_math=False)
     ax.set(xlim=(0, p.width + 2), ylim=(max(line for _, line, _ in places) + 1, 0))
 
 def _share_bar(p:'TokenView', bar:Axes)->None:
@@ -618,7 +618,7 @@ def draw_tokens(p:'TokenView')->Figure:
     headed(fig, p.heading())
     return fig
 
-# %% ../nbs/90_widgets.ipynb #b794c9e7
+# %% ../nbs/90_widgets.ipynb #d9dec7d2
 class TokenView(Picture):
     "A turn's text, shaded, and what one of its tokens attended to."
     title, varies = 'Token view', ('turn', 'layer')
@@ -635,7 +635,8 @@ class TokenView(Picture):
         "Turn, what is shaded, layer, head, and token."
         header, longest = self.trace.header, max(s.length for s in self.trace.summaries)
         return dict(turn=range(1, len(self.trace) + 1), shade=tuple(p.name for p in self.planes),
-                    layer=range(len(header['layer_types'])), head=('mean', *range(header['heads'])), token=range(longest))
+                    layer=range(len(header['layer_types'])), head=('mean', *range(header['heads'])),
+                    token=range(longest))
 
     @property
     def at(self)->int:
@@ -649,7 +650,8 @@ class TokenView(Picture):
 
     def numbers(self)->np.ndarray: # [5, T]
         "Every token's shares and its surprisal, nats; nan where nothing came before."
-        return np.concatenate([self.shares().T, self.trace.detail(self.turn).surprisal.numpy()[None]]).astype(np.float32)
+        surprisal = self.trace.detail(self.turn).surprisal.numpy()
+        return np.concatenate([self.shares().T, surprisal[None]]).astype(np.float32)
 
     def shading(self)->tuple[Plane, np.ndarray]: # [T]
         "What the shading shows."
@@ -801,7 +803,7 @@ class DriftView(Picture):
                 for name, points in lines.items() for point in points]
         return ['trace', 'what', 'turn', 'value'], rows
 
-# %% ../nbs/90_widgets.ipynb #7aa055ca
+# %% ../nbs/90_widgets.ipynb #97162ed0
 DASHES:dict[str, Sequence[float]] = {'-': (), '--': (6, 4), ':': (2, 3), '-.': (7, 3, 2, 3)}
 
 def drift_panels(p:DriftView, most:int=240)->list[Panel]:
@@ -817,8 +819,8 @@ def drift_panels(p:DriftView, most:int=240)->list[Panel]:
         plane = Plane(name, unit, float(low) if what == SCORE else 0., float(high))
         title = f'{what}: {printable(p.probe)}' if what == SCORE else what
         colours = [(s['color'], DASHES[s['ls']]) for s in styles.values()]
-        out.append(Panel('lines', title, cells[None], Axis('', [*map(printable, p.traces)]), turn_axis(N, most), [plane],
-                         looks=colours))
+        names = Axis('', [*map(printable, p.traces)])
+        out.append(Panel('lines', title, cells[None], names, turn_axis(N, most), [plane], looks=colours))
     return out
 
 # %% ../nbs/90_widgets.ipynb #0de43be6
@@ -869,7 +871,7 @@ def page_scenes(picture:Picture, held:Mapping[str, Sequence])->list[dict[str, An
     finally: picture.show(**before)
     return out
 
-# %% ../nbs/90_widgets.ipynb #9935ae49
+# %% ../nbs/90_widgets.ipynb #5ef7ea91
 PAGE = '''<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>
 <meta name="viewport" content="width=device-width">
 <meta http-equiv="Content-Security-Policy"
@@ -893,11 +895,11 @@ def html_page(
     held = page_values(picture, most)
     state = {name: getattr(picture, name) for name in picture.controls} | dict(pin=[], note='', saves=[], look=LOOK)
     whole = dict(state=state, varies=list(held), scenes=page_scenes(picture, held))
-    packed = gzip.compress(json.dumps(whole).encode(), mtime=0)
+    packed = base64.b64encode(gzip.compress(json.dumps(whole).encode(), mtime=0)).decode()
     turns, all_turns = held['turn'], len(picture.controls['turn'])
     note = f'This page holds turns {turns[0]} to {turns[-1]} of {all_turns}. It needs no network and no kernel.'
     return PAGE.format(title=html.escape(picture.title), style=STYLE, note=note, script=SCRIPT,
-                       summary=html.escape(picture.summary()), page=json.dumps(dict(scenes=base64.b64encode(packed).decode())))
+                       summary=html.escape(picture.summary()), page=json.dumps(dict(scenes=packed)))
 
 # %% ../nbs/90_widgets.ipynb #96ef47d3
 KINDS = ('png', 'svg', 'csv', 'html')

@@ -1,6 +1,6 @@
 "The widget notebook in a real JupyterLab and a real browser: run, move, click, chat, save; screenshots in out/browser."
-import argparse, io, itertools, json, os, re, secrets, shutil, signal, socket, subprocess, sys, tarfile, tempfile, time
-import urllib.request
+import argparse, base64, io, itertools, json, os, re, secrets, shutil, signal, socket, subprocess, sys, tarfile, tempfile
+import time, urllib.request
 from pathlib import Path
 
 import chromium
@@ -47,7 +47,8 @@ class Server:
         self.log = open(folder/'jupyter.log', 'w')
         command = [sys.executable, '-m', 'jupyterlab', '--no-browser', '--allow-root', '--ServerApp.ip=127.0.0.1',
                    f'--ServerApp.port={port}', '--ServerApp.port_retries=0', f'--ServerApp.root_dir={folder}',
-                   f'--IdentityProvider.token={self.token}', '--LabApp.extension_manager=readonly', '--LabApp.expose_app_in_browser=True']
+                   f'--IdentityProvider.token={self.token}', '--LabApp.extension_manager=readonly',
+                   '--LabApp.expose_app_in_browser=True']
         env = os.environ | places | {'PYTHONPATH': str(ROOT), 'HF_HUB_OFFLINE': '1', 'TRANSFORMERS_VERBOSITY': 'error',
                                      'PYTHONFAULTHANDLER': '1'}
         env.pop('LYRA_STATIC', None)
@@ -156,10 +157,11 @@ def look_again(page, view) -> None:
     screen = page.context.new_cdp_session(page)
     screen.send('Emulation.setDeviceMetricsOverride', dict(width=700, height=500, deviceScaleFactor=2, mobile=False))
     time.sleep(1)
-    page.screenshot(path=SHOTS/'2-zoomed.png')
     outside = '''root => Math.max(...[root, ...root.querySelectorAll('button, select, .panel')].map(n =>
       n.getBoundingClientRect().right)) - root.closest('.jp-OutputArea').getBoundingClientRect().right'''
     assert view.evaluate(outside) < 2, 'at 200 % a part of the view stands outside of its cell'
+    picture = screen.send('Page.captureScreenshot')['data']             # Playwright's own would undo the zoom
+    (SHOTS/'2-zoomed.png').write_bytes(base64.b64decode(picture))
     screen.send('Emulation.clearDeviceMetricsOverride')
     screen.detach()
 

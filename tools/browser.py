@@ -1,5 +1,6 @@
 "The widgets and the live chat in a real JupyterLab and a real browser; screenshots in out/browser."
-import argparse, ast, io, json, os, re, secrets, shutil, signal, socket, subprocess, sys, tempfile, time, urllib.request
+import argparse, ast, base64, io, itertools, json, os, re, secrets, shutil, signal, socket, subprocess, sys, tarfile
+import tempfile, time, urllib.request
 from pathlib import Path
 
 import chromium
@@ -106,42 +107,182 @@ def differing(a: bytes, b: bytes) -> float:
     return float((abs(a[:h, :w] - b[:h, :w]).max(-1) > 8).mean())
 
 
-def settled(page, view, before: str) -> bytes:
-    "The view's picture once it is another than before and decoded."
-    image = view.locator('img').first
-    is_new = '([i, before]) => i.src !== before && i.complete && i.naturalWidth > 0'
-    page.wait_for_function(is_new, arg=[image.element_handle(), before], timeout=20_000)
-    return image.screenshot()
+STEPS = """([root, n]) => new Promise(async done => {
+  const canvas = root.querySelector('canvas'), waited = [], drawn = [];
+  for (let i = 0; i < n; i++) {
+    const key = Math.floor(i/4)%2 ? 'ArrowRight' : 'ArrowLeft', before = root.dataset.turn, began = performance.now();
+    const seen = new Promise(ok => {
+      const watch = new MutationObserver(() => root.dataset.turn !== before && (watch.disconnect(), ok()));
+      watch.observe(root, { attributes: true }); });
+    canvas.dispatchEvent(new KeyboardEvent('keydown', { key, bubbles: true }));
+    await seen; waited.push(performance.now() - began); drawn.push(+root.dataset.ms);
+  }
+  done([waited, drawn]);
+})"""
+CONTRAST = """root => {
+  const lum = c => c.match(/[\\d.]+/g).slice(0, 3).map(v => (v /= 255) <= .04045 ? v/12.92 : ((v + .055)/1.055)**2.4)
+    .reduce((sum, v, i) => sum + v*[.2126, .7152, .0722][i], 0);
+  const look = getComputedStyle(root), [a, b] = [lum(look.color), lum(look.backgroundColor)].sort((x, y) => y - x);
+  return (a + .05)/(b + .05); }"""
+
+
+def point_and_press(page, view) -> str:
+    "Pointer, pin, keys and table of a cache map: the same in a notebook and in a saved page."
+    canvas, pin, row = view.locator('canvas').first, view.locator('.pin'), 4 + 5*14 + 7
+    here = dict(x=canvas.bounding_box()['width']*.6, y=row)
+    canvas.hover(position=here)
+    view.locator('.tip.on').wait_for()
+    said = view.locator('.tip').inner_text()
+    assert re.match(r'layer 5 global, tokens? \d.* “.+”: [a-z ]+$', said), f'a cell says only {said!r}'
+    canvas.click(position=here)
+    pin.filter(has_text=said).wait_for(timeout=10_000)
+    canvas.click(position=here)
+    pin.filter(has_text='Nothing is pinned').wait_for(timeout=10_000)
+    turn = int(view.get_attribute('data-turn'))
+    for _ in range(3): page.keyboard.press('ArrowLeft')
+    view.get_by_role('status').filter(has_text=f'Turn {turn - 3} of').wait_for(timeout=20_000)
+    page.keyboard.press('ArrowDown')
+    view.get_by_role('status').filter(has_text='layer 6, token').wait_for(timeout=10_000)
+    page.keyboard.press('Enter')
+    pin.filter(has_text='Pinned: layer 6,').wait_for(timeout=10_000)
+    for key in ('Escape', 'ArrowUp', 't'): page.keyboard.press(key)
+    pin.filter(has_text='Nothing is pinned').wait_for(timeout=10_000)
+    assert view.locator('.sheet').get_by_role('row').count() > 50, 'the table is missing'
+    page.keyboard.press('t')
+    assert not view.locator('.sheet').is_visible(), 'the table stays'
+    return said
+
+
+def hear_plain_keys(page, view) -> None:
+    "Keys that are commands of JupyterLab for cells must not reach it."
+    cells = page.locator('.jp-Notebook .jp-Cell').count()
+    view.locator('canvas').first.focus()
+    for key in ('d', 'd', 'x', 'a', 'b', 'm'):
+        page.keyboard.press(key)
+        time.sleep(.1)
+        assert page.locator('.jp-Notebook .jp-Cell').count() == cells and view.is_visible(), f'{key} got out'
+
+
+def look_again(page, view) -> None:
+    "In the dark theme, and at 200 %."
+    change = "theme => window.jupyterapp.commands.execute('apputils:change-theme', { theme })"
+    light = view.screenshot()
+    page.evaluate(change, 'JupyterLab Dark')
+    page.locator('body[data-jp-theme-name="JupyterLab Dark"]').wait_for(state='attached')
+    time.sleep(1)
+    dark, contrast = view.screenshot(path=SHOTS/'2-dark.png'), view.evaluate(CONTRAST)
+    assert differing(light, dark) > .05 and contrast > 4.5, f'the dark theme has a contrast of {contrast:.1f}'
+    page.evaluate(change, 'JupyterLab Light')
+    page.locator('body[data-jp-theme-name="JupyterLab Light"]').wait_for(state='attached')
+    screen = page.context.new_cdp_session(page)
+    screen.send('Emulation.setDeviceMetricsOverride', dict(width=700, height=500, deviceScaleFactor=2, mobile=False))
+    time.sleep(1)
+    outside = '''root => Math.max(...[root, ...root.querySelectorAll('button, select, .panel')].map(n =>
+      n.getBoundingClientRect().right)) - root.closest('.jp-OutputArea').getBoundingClientRect().right'''
+    assert view.evaluate(outside) < 2, 'at 200 % a part of the view stands outside of its cell'
+    picture = screen.send('Page.captureScreenshot')['data']             # Playwright's own would undo the zoom
+    (SHOTS/'2-zoomed.png').write_bytes(base64.b64decode(picture))
+    screen.send('Emulation.clearDeviceMetricsOverride')
+    screen.detach()
+
+
+def axe(folder: Path) -> str:
+    "The text of axe-core, fetched with npm; '' where that cannot be, which is said."
+    try:
+        subprocess.run(['npm', 'pack', '--silent', 'axe-core@4'], cwd=folder, check=True, capture_output=True, timeout=60)
+        with tarfile.open(next(folder.glob('axe-core-*.tgz'))) as package:
+            return package.extractfile('package/axe.min.js').read().decode()
+    except Exception as e:
+        print(f'browser: axe-core was not run, since it could not be fetched ({type(e).__name__})')
+        return ''
+
+
+def check_access(page, script: str, where: str) -> None:
+    if not script: return
+    page.evaluate(script)
+    found = page.evaluate("where => axe.run(where).then(r => r.violations.map(v => `${v.id}: ${v.nodes[0].html}`))", where)
+    assert not found, f'axe finds {found}'
 
 
 def drive(page, folder: Path) -> None:
     "What a reader does."
     shot = lambda name, place=page: place.screenshot(path=SHOTS/f'{name}.png')
-    explorer = page.locator('.lyra-cache-map').first
-    explorer.scroll_into_view_if_needed()
-    shot('1-cache-map', explorer)
-    image, slider = explorer.locator('img').first, explorer.get_by_role('slider').first
-    before, picture = image.get_attribute('src'), image.screenshot()
-    slider.focus()
-    for _ in range(3): page.keyboard.press('ArrowLeft')
-    explorer.get_by_role('status').filter(has_text='Turn 9').wait_for(timeout=20_000)
-    after = settled(page, explorer, before)
-    changed = differing(picture, after)
-    assert changed > .05, f'the picture hardly changes when the slider moves: {changed:.1%}'
-    assert 'Turn 9' in (image.get_attribute('title') or ''), 'the live picture has no name that says what it shows'
-    shot('2-cache-map-turn-9', explorer)
-    explorer.get_by_role('button', name='save PNG').click()
-    explorer.get_by_text('saved').wait_for(timeout=20_000)
+    script = axe(folder)
+    view = page.locator('.lyra-cache-map .lyra-view, .lyra-cache-map.lyra-view').first
+    view.scroll_into_view_if_needed()
+    print('browser: a cell says', point_and_press(page, view))
+    shot('1-cache-map', view)
+    hear_plain_keys(page, view)
+    waited, drawn = (sorted(x) for x in page.evaluate(STEPS, [view.element_handle(), 40]))
+    print(f'browser: 40 steps, median {waited[20]:.0f} ms, 95th percentile {waited[37]:.0f} ms, '
+          f'of these {drawn[20]:.1f} ms drawing')
+    assert waited[20] < 400, f'a step takes {waited[20]:.0f} ms'
+    view.get_by_role('spinbutton', name='turn').fill('9')
+    page.keyboard.press('Tab')
+    view.get_by_role('status').filter(has_text='Turn 9 of').wait_for(timeout=20_000)
+    look_again(page, view)
+    check_access(page, script, '.lyra-view')
+    for kind in ('png', 'html'):
+        view.get_by_role('button', name=f'save {kind.upper()}').click()
+        view.get_by_role('status').filter(has_text=f'turn-9.{kind}').wait_for(timeout=20_000)
     assert (folder/'out'/'cache-map-turn-9.png').read_bytes().startswith(b'\x89PNG')
     for number, name in enumerate(('Attention flow', 'Token view', 'Drift view'), 3):
-        kind = name.lower().replace(' ', '-')
         page.get_by_role('tab', name=name).first.click()
-        view = page.locator(f'.lyra-{kind}').first
+        kind = name.lower().replace(' ', '-')
+        view = page.locator(f'.lyra-{kind} .lyra-view, .lyra-{kind}.lyra-view').first
         view.get_by_role('status').filter(has_text='Turn 9').wait_for(timeout=20_000)
+        use_other(page, view, kind)
         shot(f'{number}-{kind}', view)
-        if kind == 'attention-flow':
-            view.get_by_role('button', name=re.compile('layer 11 head 2')).click()
-            view.get_by_text('most attended (layer 11, head 2)').wait_for(timeout=20_000)
+        check_access(page, script, f'.lyra-{kind}')
+        view.get_by_role('button', name='save HTML').click()
+        view.get_by_role('status').filter(has_text='.html').wait_for(timeout=20_000)
+
+
+def use_other(page, view, kind: str) -> None:
+    "Point at a cell of a view that is no cache map."
+    if kind == 'token-view':
+        view.locator('.words span').nth(5).click()
+        view.locator('.pin').filter(has_text='Pinned: token 5 (position').wait_for(timeout=10_000)
+        view.get_by_role('combobox', name='shade').select_option('surprisal')
+        view.locator('.legend').filter(has_text='10.00 nats').wait_for(timeout=10_000)
+        return
+    canvas = view.locator('canvas').first
+    box = canvas.bounding_box()
+    if kind == 'attention-flow':
+        canvas.click(position=dict(x=box['width'] - 24, y=4 + 11*14 + 7))
+        view.locator('.pin').filter(has_text='Pinned: layer 11 global, head 3: persona').wait_for(timeout=10_000)
+        view.locator('.notes').get_by_text('Attended to most: layer 11, head 3').wait_for(timeout=20_000)
+        page.keyboard.press('H')
+        view.locator('.notes').get_by_text('Attended to most: layer 11, head 2').wait_for(timeout=20_000)
+        page.keyboard.press('Escape')
+        return
+    for y in range(6, 168, 8):                              # some line is there
+        canvas.hover(position=dict(x=box['width']*.6, y=y))
+        if view.locator('.tip.on').count(): break
+    assert re.match(r'.+, turn \d+: score -?[\d.]+ nats', view.locator('.tip').inner_text())
+
+
+def check_pages(browser, folder: Path) -> None:
+    "The saved pages, with the network off, in either colour scheme."
+    script = axe(folder)
+    pages = sorted((folder/'out').glob('*.html'))
+    assert len(pages) == 4, f'{len(pages)} pages were saved'
+    for path, scheme in itertools.product(pages, ('light', 'dark')):
+        context, faults = browser.new_context(offline=True, color_scheme=scheme, device_scale_factor=2), []
+        page = context.new_page()
+        page.on('pageerror', lambda e: faults.append(str(e)))
+        page.on('console', lambda m: m.type == 'error' and faults.append(m.text))
+        page.on('request', lambda r: r.url != path.as_uri() and faults.append(r.url))
+        page.goto(path.as_uri())
+        view = page.locator('.lyra-view[data-turn]')
+        view.wait_for(timeout=20_000)
+        if path.name.startswith('cache'): point_and_press(page, view)
+        assert view.evaluate(CONTRAST) > 4.5
+        page.screenshot(path=SHOTS/f'page-{path.stem}-{scheme}.png', full_page=True)
+        if scheme == 'light':
+            check_access(page, script, 'html')
+        context.close()
+        assert not faults, f'{path.name}: {faults[:3]}'
 
 
 class ChatPage:
@@ -361,6 +502,7 @@ def run(folder: Path, browser_path: str, parts: list[str]) -> None:
                 subprocess.run(convert, cwd=notebook.parent, check=True, capture_output=True)
                 browser = p.chromium.launch(executable_path=browser_path, args=FLAGS)
                 see_page(browser.new_page(viewport=view, offline=True), notebook.with_suffix('.html'))
+                check_pages(browser, folder)
                 browser.close()
     finally: server.stop()
     assert not faults, '; '.join(faults[:5])

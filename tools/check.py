@@ -188,6 +188,8 @@ def browser_sees_the_widgets() -> str:
     path, why = chromium.get(say=lambda text: print('browser:', text, flush=True))
     if path is None: raise NotRun(why)
     done = run(sys.executable, ROOT/'tools'/'browser.py')
+    for line in done.stdout.splitlines():
+        if 'was not run' in line: print(line)
     return (done.stdout + done.stderr[-500:]).strip().removeprefix('browser: ') if done.returncode else ''
 
 

@@ -1,0 +1,458 @@
+// One view of a recorded conversation: panels of numbers that one can point at.
+// The kernel sends a scene: what is in view, as JSON, with all numbers of its panels in one block of bytes.
+// A panel has planes of rows x columns. Its kind says how it is drawn: 'states' and 'shades' as cells, 'words' as
+// running text, 'lines' as curves, 'points' as marks.
+// Everything from outside becomes text (textContent), never markup.
+
+const CELL = 14, GAP = 8, TICK = 44, AXIS = 34, MARGIN = 12, HEIGHT = 170;     // pixels
+const KEYS = 'Left and right arrow: turn. Up and down arrow: layer. Shift with left or right arrow: along the row. ' +
+  'H: next head. Enter: pin or unpin. Escape: unpin. T: table.';
+const clamp = (x, low, high) => Math.min(Math.max(x, low), high);
+const isolated = text => `\u2068${text}\u2069`;           // right-to-left text turns nothing around it
+
+export function make(tag, parent, attributes = {}, text = '') {
+  const node = parent.appendChild(document.createElement(tag));
+  for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value);
+  node.textContent = text;
+  return node;
+}
+
+// ---- the numbers of a scene
+
+function unpack(scene) {
+  const bytes = scene.data, at = i => bytes.byteOffset + i;
+  let start = 0;
+  return scene.panels.map(meta => {
+    const [planes, rows, columns] = meta.shape, n = planes*rows*columns, size = meta.dtype === 'uint8' ? 1 : 4;
+    const block = bytes.buffer.slice(at(start), at(start + n*size));
+    start += n*size;
+    const numbers = size === 1 ? new Uint8Array(block) : new Float32Array(block);
+    return { ...meta, height: rows, width: columns, value: (p, r, c) => numbers[(p*rows + r)*columns + c] };
+  });
+}
+
+function written(x, unit) {
+  if (Number.isNaN(x)) return 'not measured';
+  if (unit === '%') return `${(100*x).toFixed(1)} %`;
+  return `${x.toFixed(2)}${unit ? ' ' + unit : ''}`;
+}
+const brief = (x, unit) => unit === '%' ? `${(100*x).toFixed(0)} %` : x.toFixed(Math.abs(x) < 10 ? 2 : 0);
+const find = (axis, key) => axis.ends ? axis.keys.findIndex((k, i) => k <= key && key < axis.ends[i])
+  : axis.keys.indexOf(key);
+
+// ---- where the cells of a panel are, and how they are drawn
+
+function layout(panel, room) {
+  const { columns, height, width, kind } = panel, flat = kind === 'lines' || kind === 'points';
+  const left = flat ? 64 : panel.left, groups = columns.groups || [];
+  const spare = room - left - MARGIN - GAP*groups.length;
+  const px = flat ? spare/width : clamp(spare/width, 3, kind === 'shades' && width < 64 ? 64 : CELL);
+  const before = c => GAP*groups.filter(([at]) => at > 0 && at <= c).length;
+  const x = c => left + c*px + before(c), y = r => 4 + r*CELL;
+  const tall = flat ? HEIGHT : height*CELL;
+  return { left, px, x, y, right: x(width - 1) + px, tall, full: tall + 4 + AXIS,
+    column: at => { for (let c = 0; c < width; c++) if (at >= x(c) && at < x(c) + px) return c; return -1; } };
+}
+
+function paintCells(panel, at, g, view) {
+  const { x, y, px } = at, plane = view.plane(panel), { states, shades } = view.look;
+  const scale = panel.planes[plane];
+  for (let r = 0; r < panel.height; r++) for (let c = 0, n; c < panel.width; c += n) {
+    const v = panel.value(plane, r, c), edge = k => (panel.columns.groups || []).some(([first]) => first === k);
+    n = 1;
+    if (panel.kind === 'states') {                          // a run of equal cells gets one letter
+      while (c + n < panel.width && panel.value(plane, r, c + n) === v && !edge(c + n)) n++;
+      const [, letter, paper, ink] = states[v];
+      if (!paper) continue;
+      g.fillStyle = paper; g.fillRect(x(c), y(r), n*px + .3, CELL - 1);
+      g.fillStyle = ink;
+      if (n*px > 11) g.fillText(letter, x(c) + n*px/2, y(r) + CELL/2);
+    } else if (!Number.isNaN(v)) {
+      const [paper, ink] = view.shade(v, scale);
+      g.fillStyle = paper; g.fillRect(x(c), y(r), px - (px > 6 ? 1 : 0) + .3, CELL - 1);
+      g.fillStyle = ink;
+      if (px > 26) g.fillText(scale.unit === '%' ? (100*v).toFixed(0) : v.toFixed(1), x(c) + px/2, y(r) + CELL/2);
+    }
+  }
+  g.fillStyle = view.ink; g.textAlign = 'right';
+  panel.rows.ticks.forEach((tick, r) => g.fillText(tick, at.left - 6, y(r) + CELL/2));
+}
+
+function paintLines(panel, at, g, view) {
+  const { low, high, unit } = panel.planes[0];
+  at.height = v => 8 + (high - v)/((high - low) || 1)*(at.tall - 16);
+  g.fillStyle = '#fff'; g.fillRect(at.left, 0, at.right - at.left + MARGIN, at.tall);   // the lines' colours need white
+  g.textAlign = 'right';
+  for (const v of [low, (low + high)/2, high]) {
+    g.fillStyle = view.ink; g.fillText(brief(v, unit), at.left - 6, at.height(v));
+    g.fillStyle = '#ddd'; g.fillRect(at.left, at.height(v), at.right - at.left, 1);
+  }
+  const now = find(panel.columns, view.get(panel.columns.of));
+  if (now >= 0) { g.fillStyle = '#555'; g.fillRect(at.x(now) + at.px/2 - .5, 0, 1, at.tall); }
+  for (let r = 0; r < panel.height; r++) {
+    const [color, dash] = panel.looks[r];
+    g.strokeStyle = g.fillStyle = color; g.setLineDash(dash); g.lineWidth = 1.5; g.beginPath();
+    const known = [...Array(panel.width).keys()].filter(c => !Number.isNaN(panel.value(0, r, c)));
+    known.forEach((c, i) => g[i ? 'lineTo' : 'moveTo'](at.x(c) + at.px/2, at.height(panel.value(0, r, c))));
+    g.stroke(); g.setLineDash([]);
+    if (known.length < 60) for (const c of known) {
+      g.beginPath(); g.arc(at.x(c) + at.px/2, at.height(panel.value(0, r, c)), 2.5, 0, 7); g.fill();
+    }
+  }
+}
+
+function paintColumnTicks(panel, at, g, view) {
+  g.fillStyle = view.ink; g.textAlign = 'center';
+  let free = -Infinity;
+  panel.columns.ticks.forEach((tick, c) => {
+    const middle = at.x(c) + at.px/2, half = g.measureText(tick).width/2;
+    if (middle - half < free) return;
+    g.fillRect(middle - .5, at.tall + 4, 1, 3); g.fillText(tick, middle, at.tall + 14);
+    free = middle + half + 12;
+  });
+  g.textAlign = 'left'; free = -Infinity;
+  for (const [first, name] of panel.columns.groups || [[0, panel.columns.name]]) {
+    const from = Math.max(at.x(first), free);
+    g.fillText(name, from, at.tall + 28);
+    free = from + g.measureText(name).width + 10;
+  }
+}
+
+// The cell under a pointer: of lines the nearest one that was measured.
+function hit(panel, at, px, py) {
+  if (panel.kind !== 'lines') {
+    const r = Math.floor((py - 4)/CELL), c = at.column(px);
+    return c >= 0 && r >= 0 && r < panel.height ? [r, c] : null;
+  }
+  let best = null, least = Math.max(30, .75*at.px);
+  for (let r = 0; r < panel.height; r++) for (let c = 0; c < panel.width; c++) {
+    const v = panel.value(0, r, c), far = Math.hypot(at.x(c) + at.px/2 - px, at.height(v) - py);
+    if (far < least) [best, least] = [[r, c], far];
+  }
+  return best;
+}
+
+// ---- the view
+
+export function mount(model, el) {
+  const get = name => model.get(name);
+  const root = make('div', el, { class: 'lyra-view', role: 'group' });
+  const bar = make('div', root, { class: 'bar' }), status = make('div', root, { role: 'status' });
+  const pinned = make('div', root, { class: 'pin' }), stage = make('div', root, { class: 'stage' });
+  const notes = make('div', root, { class: 'notes' });
+  const sheet = make('div', root, { class: 'sheet', hidden: '', tabindex: 0, role: 'region',
+    'aria-label': 'Table of the chosen row' });
+  const foot = make('div', root, { class: 'bar' }), tip = make('div', root, { class: 'tip', 'aria-hidden': 'true' });
+  let scene, panels, places = [], built = '', hover = null, asking = false, player = 0;
+
+  const view = { get, look: get('look'), ink: '', paper: '',
+    plane: p => Math.max(0, p.planes.findIndex(({ name }) => name === get(p.by))),
+    shade: (v, { low, high }) => {
+      const all = view.look.shades, share = clamp((v - low)/((high - low) || 1), 0, 1);
+      return all[Math.round(share*(all.length - 1))];
+    } };
+
+  // -- asking for something else: the kernel answers with a scene, and ipywidgets thins out a held key
+
+  function ask(change) {
+    const known = Object.entries(change).filter(([name]) => name === 'pin' || scene.controls[name]);
+    asking = true;
+    for (const [name, value] of known) model.set(name, value);
+    asking = false;
+    model.save_changes();
+    draw();
+  }
+  function move(name, by) {
+    const control = scene.controls[name];
+    if (!control) return;
+    if (control.choices) {
+      const i = control.choices.indexOf(get(name)) + by;
+      ask({ [name]: control.choices[clamp(i, 0, control.choices.length - 1)] });
+    } else ask({ [name]: clamp(get(name) + by, control.min, control.max) });
+  }
+  function along(by) {                                      // to the neighbour in the row
+    const { columns } = panels[0], control = scene.controls[columns.of];
+    if (!control || control.choices) return move(columns.of, by);
+    const next = columns.keys[find(columns, get(columns.of)) + by] ?? get(columns.of) + by;
+    ask({ [columns.of]: clamp(next, control.min, control.max) });
+  }
+  const chosen = i => [find(panels[i].rows, get(panels[i].rows.of)), find(panels[i].columns, get(panels[i].columns.of))]
+    .map(at => Math.max(at, 0));
+  const keys = (i, [r, c]) => [i, panels[i].rows.keys[r], panels[i].columns.keys[c], scene.turn];
+  function pin(i, cell) {
+    const now = keys(i, cell), old = get('pin'), same = old.slice(0, 3).join() === now.slice(0, 3).join();
+    ask({ pin: same ? [] : now });
+  }
+  function choose(i, [r, c]) {                              // what was clicked becomes what is chosen
+    const { rows, columns } = panels[i];
+    ask({ ...(rows.of && { [rows.of]: rows.keys[r] }), ...(columns.of && { [columns.of]: columns.keys[c] }) });
+  }
+
+  // -- saying what a cell is
+
+  const label = (axis, i) => axis.labels ? axis.labels[i] : `${axis.name} ${axis.ticks[i]}`.trim();
+  function values(panel, r, c) {
+    if (panel.kind === 'states') return view.look.states[panel.value(0, r, c)][0];
+    return panel.planes.map(({ name, unit }, p) => `${name} ${written(panel.value(p, r, c), unit)}`).join(', ');
+  }
+  function tell(i, [r, c]) {
+    const panel = panels[i], text = panel.texts.length ? ` “${isolated(panel.texts[c])}”` : '';
+    const row = label(panel.rows, r);
+    return `${row ? row + ', ' : ''}${label(panel.columns, c)}${text}: ${values(panel, r, c)}`;
+  }
+  function tellPin([i, row, column, turn]) {
+    if (!panels[i]) return '';
+    const cell = [find(panels[i].rows, row), find(panels[i].columns, column)];
+    const gone = cell.includes(-1) || (panels[i].kind === 'words' && turn !== scene.turn);
+    return gone ? `${panels[i].columns.name} ${column} of turn ${turn} is not in view` : tell(i, cell);
+  }
+
+  // -- drawing
+
+  function draw() {
+    const began = performance.now();
+    scene = get('scene');
+    panels = unpack(scene);
+    root.setAttribute('aria-label', scene.title);
+    const plan = JSON.stringify([scene.controls, scene.panels.map(p => [p.kind, p.by && get(p.by)])]);
+    if (plan !== built) build();
+    built = plan;
+    for (const [name, field] of Object.entries(fields)) for (const f of field)
+      if (f.value !== String(get(name))) f.value = get(name);
+    ({ color: view.ink, backgroundColor: view.paper } = getComputedStyle(root));
+    panels.forEach((panel, i) => {
+      places[i].title.textContent = panel.title;
+      places[i].node.setAttribute('aria-label', `${panel.title}. ${KEYS}`);
+      (panel.kind === 'words' ? words : canvas)(panel, i);
+    });
+    const now = tell(0, chosen(0));
+    status.textContent = [scene.caption, now[0].toUpperCase() + now.slice(1), get('note')].filter(Boolean).join('. ');
+    pinned.textContent = get('pin').length ? 'Pinned: ' + tellPin(get('pin')) : 'Nothing is pinned: click a cell.';
+    listNotes();
+    if (!sheet.hidden) table();
+    if (hover) point(hover);
+    root.dataset.turn = scene.turn;
+    root.dataset.ms = (performance.now() - began).toFixed(2);
+  }
+  function canvas(panel, i) {
+    const node = places[i].node, g = node.getContext('2d'), ratio = devicePixelRatio || 1;
+    const room = Math.max(280, el.clientWidth - 20);
+    g.font = '11px sans-serif';
+    panel.left = 14 + Math.max(...panel.rows.ticks.map(tick => g.measureText(tick).width), 12);
+    const at = places[i].at = layout(panel, room), width = at.right + MARGIN;
+    node.width = width*ratio; node.height = at.full*ratio;
+    node.style.width = width + 'px'; node.style.height = at.full + 'px';
+    g.scale(ratio, ratio); g.font = '11px sans-serif'; g.textBaseline = 'middle'; g.textAlign = 'center';
+    (panel.kind === 'lines' ? paintLines : paintCells)(panel, at, g, view);
+    paintColumnTicks(panel, at, g, view);
+    const ring = ([r, c], wide) => {
+      if (panel.kind !== 'lines') {                         // two colours: one of them stands out from any cell
+        for (const [ink, more] of [[view.paper, 2], [view.ink, 0]]) {
+          g.strokeStyle = ink; g.lineWidth = wide + more; g.strokeRect(at.x(c) - 1, at.y(r) - 1, at.px + 1, CELL + 1);
+        }
+        return;
+      }
+      g.strokeStyle = '#000'; g.lineWidth = wide;
+      const v = panel.value(0, r, c);
+      if (!Number.isNaN(v)) { g.beginPath(); g.arc(at.x(c) + at.px/2, at.height(v), 6, 0, 7); g.stroke(); }
+    };
+    g.strokeStyle = view.ink;
+    if (panel.rows.of && panel.kind !== 'lines') {
+      g.lineWidth = 1; g.strokeRect(at.x(0) - .5, at.y(chosen(i)[0]) - 1, at.right - at.x(0) + 1, CELL + 1);
+    }
+    if (panel.kind !== 'lines') ring(chosen(i), 2);
+    const [p, row, column] = get('pin'), at_ = [find(panel.rows, row), find(panel.columns, column)];
+    if (p === i && !at_.includes(-1)) ring(at_, 3);
+  }
+  function words(panel, i) {
+    const node = places[i].node, plane = view.plane(panel), [p, , column, turn] = get('pin');
+    node.replaceChildren();
+    for (let c = 0; c < panel.width; c++) {
+      const v = panel.value(plane, 0, c), [paper, ink] = view.shade(Number.isNaN(v) ? 0 : v, panel.planes[plane]);
+      const word = make('span', node, { 'data-c': c, style: `background: ${paper}; color: ${ink}` }, panel.texts[c]);
+      if (c === chosen(i)[1]) word.classList.add('chosen');
+      if (p === i && turn === scene.turn && find(panel.columns, column) === c) word.classList.add('pinned');
+      if (panel.texts[c].endsWith('↵')) make('br', node);
+    }
+  }
+  function listNotes() {
+    notes.replaceChildren();
+    if (!scene.notes) return;
+    const { title, names, rows } = scene.notes;
+    fill(make('table', notes), title, names, rows);
+  }
+  function fill(node, title, names, rows) {
+    make('caption', node, {}, title);
+    const head = make('tr', make('thead', node)), body = make('tbody', node);
+    for (const name of names) make('th', head, { scope: 'col' }, name);
+    for (const row of rows) {
+      const line = make('tr', body);
+      row.forEach((x, i) => make('bdi', make(i ? 'td' : 'th', line, i ? {} : { scope: 'row' }), {}, x));
+    }
+  }
+  function table() {                                        // the same numbers, of the chosen row of every panel
+    sheet.replaceChildren();
+    panels.forEach((panel, i) => {
+      const every = !panel.rows.of && panel.height > 1;     // nobody chooses a row: all of them
+      const row = chosen(i)[0], { columns, rows } = panel, told = columns.of || columns.name;
+      const names = every ? rows.ticks : panel.kind === 'states' ? ['state'] : panel.planes.map(p =>
+        p.unit ? `${p.name}, ${p.unit}` : p.name);
+      const bare = (p, r, c, unit) => { const v = panel.value(p, r, c);
+        return Number.isNaN(v) ? '–' : unit === '%' ? (100*v).toFixed(1) : v.toFixed(2); };
+      const cells = c => every ? rows.ticks.map((_, r) => bare(0, r, c, panel.planes[0].unit))
+        : panel.kind === 'states' ? [values(panel, row, c)] : panel.planes.map((p, k) => bare(k, row, c, p.unit));
+      const body = columns.ticks.map((_, c) => [label(columns, c), ...(panel.texts.length ? [panel.texts[c]] : []),
+        ...cells(c)]);
+      const unit = every && panel.planes[0].unit ? `, ${panel.planes[0].unit}` : '';
+      const title = [panel.title + unit, `turn ${scene.turn}`, every ? '' : label(rows, row)].filter(Boolean).join(', ');
+      fill(make('table', sheet), title, [told, ...(panel.texts.length ? ['text'] : []), ...names], body);
+    });
+  }
+
+  // -- the parts that stay from scene to scene
+
+  let fields = {};
+  function build() {
+    const active = document.activeElement, old = places.findIndex(({ node }) => node === active);
+    const kept = root.contains(active) && active.getAttribute('aria-label');
+    bar.replaceChildren(); stage.replaceChildren(); foot.replaceChildren();
+    fields = {};
+    for (const [name, control] of Object.entries(scene.controls)) fields[name] = field(name, control);
+    places = panels.map(place);
+    for (const kind of get('saves')) button(foot, `save ${kind.toUpperCase()}`, () => model.send({ save: kind }));
+    button(foot, 'table', toggle);
+    make('span', foot, { class: 'keys' }, KEYS);
+    if (old >= 0) places[old]?.node.focus();
+    else if (kept) [...root.querySelectorAll('[aria-label]')].find(n => n.getAttribute('aria-label') === kept)?.focus();
+  }
+  function button(parent, name, act) {
+    const node = make('button', parent, { type: 'button', 'aria-label': name }, name);
+    node.onclick = act;
+    return node;
+  }
+  function field(name, control) {
+    const here = make('span', bar, { class: 'field' });
+    make('span', here, { 'aria-hidden': 'true' }, name);
+    if (control.choices) {
+      const node = make('select', here, { 'aria-label': name });
+      for (const choice of control.choices) make('option', node, { value: choice }, choice);
+      node.onchange = () => ask({ [name]: control.choices[node.selectedIndex] });
+      return [node];
+    }
+    const bounds = { min: control.min, max: control.max, 'aria-label': name };
+    const node = make('input', here, { type: 'number', ...bounds });
+    node.onchange = () => node.value !== '' && ask({ [name]: clamp(Math.round(+node.value), control.min, control.max) });
+    if (name !== 'turn') return [node];
+    const slider = make('input', here, { type: 'range', ...bounds, 'aria-label': 'turn, slider' });
+    slider.oninput = () => ask({ turn: +slider.value });
+    button(here, 'previous', () => move('turn', -1)); button(here, 'next', () => move('turn', 1));
+    const play = button(here, 'play', () => player ? stop() : start());
+    const stop = () => { clearInterval(player); player = 0; play.textContent = 'play'; };
+    const start = () => { play.textContent = 'stop';
+      player = setInterval(() => {
+        if (!root.isConnected || get('turn') >= scene.controls.turn.max) stop();
+        else if (scene.turn === get('turn')) move('turn', 1);           // the last one has arrived
+      }, 250); };
+    return [node, slider];
+  }
+  function place(panel, i) {
+    const box = make('div', stage, { class: 'panel' });
+    const title = make('div', box, { class: 'title' });
+    const node = panel.kind === 'words'
+      ? make('div', box, { class: 'words', tabindex: 0, role: 'group', dir: 'auto' })
+      : make('canvas', make('div', box, { class: 'scroll' }), { tabindex: 0, role: 'application' });
+    const cell = e => {
+      if (panels[i].kind !== 'words') return hit(panels[i], places[i].at, e.offsetX, e.offsetY);
+      const c = e.target.closest('[data-c]')?.dataset.c;
+      return c === undefined ? null : [0, +c];
+    };
+    node.onpointermove = e => point({ i, cell: cell(e), x: e.clientX, y: e.clientY });
+    node.onpointerleave = () => point(null);
+    node.onclick = e => { const found = cell(e); if (found) { pin(i, found); choose(i, found); node.focus(); } };
+    if (panel.kind !== 'lines' || !i) legend(make('div', box, { class: 'bar legend' }), panel);
+    return { node, title };
+  }
+  function legend(node, panel) {
+    const entry = (style, name, letter = '') => make('i', make('span', node), { style }, letter).after(name);
+    if (panel.kind === 'states') for (const [name, letter, paper, ink] of view.look.states)
+      if (paper) entry(`background: ${paper}; color: ${ink}`, name, letter);
+    if (panel.kind === 'lines') panel.rows.ticks.forEach((name, r) => {
+      const [color, dash] = panel.looks[r], line = dash.length > 2 ? 'double' : ['solid', '', 'dashed'][dash.length];
+      entry(`border: 0; height: 0; width: 26px; border-top: 4px ${dash[0] < 4 ? 'dotted' : line} ${color}`, name);
+    });
+    if (panel.kind === 'states' || panel.kind === 'lines') return;
+    const { name, low, high, unit } = panel.planes[view.plane(panel)];
+    const stops = view.look.shades.map(([paper]) => paper).filter((_, i) => i % 8 === 0);
+    entry(`width: 120px; background: linear-gradient(to right, ${stops})`,
+      `${name}: ${written(low, unit)} to ${written(high, unit)}`);
+  }
+  function toggle() {
+    sheet.hidden = !sheet.hidden;
+    if (!sheet.hidden) table();
+  }
+
+  // -- pointer and keys
+
+  function point(event) {
+    hover = event;
+    const is = !!event?.cell && event.cell[0] < panels[event.i].height && event.cell[1] < panels[event.i].width;
+    tip.classList.toggle('on', is);
+    if (!is) return;
+    tip.textContent = tell(event.i, event.cell);
+    const box = root.getBoundingClientRect(), room = root.clientWidth - tip.offsetWidth - 4;
+    tip.style.left = clamp(event.x - box.left + 14, 0, Math.max(0, room)) + 'px';
+    tip.style.top = event.y - box.top + 16 + 'px';
+  }
+  const acts = { ArrowLeft: e => e.shiftKey ? along(-1) : move('turn', -1),
+    ArrowRight: e => e.shiftKey ? along(1) : move('turn', 1),
+    ArrowUp: () => move('layer', -1), ArrowDown: () => move('layer', 1),
+    h: () => move('head', 1), H: () => move('head', -1),
+    Enter: e => { const i = Math.max(0, places.findIndex(({ node }) => node === e.target)); pin(i, chosen(i)); },
+    Escape: () => ask({ pin: [] }), t: toggle };
+  root.onkeydown = e => {
+    if (e.ctrlKey || e.metaKey || e.altKey) return;         // Ctrl+S and the like are the page's
+    e.stopPropagation();                                    // a plain key would be a command to the notebook
+    const kind = e.target.tagName, act = acts[e.key];
+    if (!act || kind === 'INPUT' || kind === 'SELECT' || (kind === 'BUTTON' && e.key === 'Enter')) return;
+    e.preventDefault();
+    act(e);
+  };
+
+  // -- what makes it draw anew
+
+  const redraw = () => { if (!asking) draw(); };
+  const names = ['scene', 'pin', 'note', ...Object.keys(get('scene').controls)];
+  for (const name of names) model.on('change:' + name, redraw);
+  const later = () => requestAnimationFrame(draw);
+  const size = new ResizeObserver(later), theme = new MutationObserver(later);
+  const dark = matchMedia('(prefers-color-scheme: dark)');
+  draw();
+  size.observe(el);
+  theme.observe(document.body, { attributes: true });
+  dark.addEventListener('change', later);
+  return () => {
+    for (const name of names) model.off('change:' + name, redraw);
+    clearInterval(player); size.disconnect(); theme.disconnect(); dark.removeEventListener('change', later);
+  };
+}
+
+export default { render: ({ model, el }) => mount(model, el) };
+
+// ---- without a kernel: a saved page holds some scenes, and answers from them
+
+export async function standalone(page, el) {
+  const bytes = text => Uint8Array.from(atob(text), c => c.charCodeAt(0));
+  const packed = new Blob([bytes(page.scenes)]).stream().pipeThrough(new DecompressionStream('gzip'));
+  const { state, varies, scenes } = await new Response(packed).json();
+  const listeners = new Map(), key = () => varies.map(name => state[name]).join(), at = new Map();
+  scenes.forEach(({ at: where, scene }) => at.set(where.join(), scene));
+  const answer = () => {
+    const scene = at.get(key());
+    if (!(scene.data instanceof DataView)) scene.data = new DataView(bytes(scene.data).buffer);
+    state.scene = scene;
+    for (const act of new Set(listeners.values())) act();
+  };
+  answer();
+  return mount({ get: name => state[name], set: (name, value) => { state[name] = value; }, save_changes: answer,
+    on: (name, act) => listeners.set(name, act), off: name => listeners.delete(name), send: () => {} }, el);
+}

@@ -287,7 +287,8 @@ export function mount(model, el) {
     for (const name of names) make('th', head, { scope: 'col' }, name);
     for (const row of rows) {
       const line = make('tr', body);
-      row.forEach((x, i) => make('bdi', make(i ? 'td' : 'th', line, i ? {} : { scope: 'row' }), {}, x));
+      row.forEach((x, i) => make('bdi', make(i ? 'td' : 'th', line, i ? {} : { scope: 'row' }), {},
+        String(x).trim() ? x : '␣'));                      // a token of blanks alone must be seen, too
     }
   }
   function table() {                                        // the same numbers, of the chosen row of every panel

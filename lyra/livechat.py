@@ -9,9 +9,8 @@ __all__ = ['NOBODY', 'AGAIN', 'Choice', 'picked', 'Offer', 'first_choice', 'choi
            'change', 'new_name', 'TalkViews', 'transcript', 'Kept', 'Live', 'LiveFile', 'save_live', 'live_path',
            'take_up', 'named_personas', 'live']
 
-# %% ../nbs/92_livechat.ipynb #e71b4c96
-import contextvars, copy, io, json, textwrap, threading
-from base64 import b64encode
+# %% ../nbs/92_livechat.ipynb #054d434b
+import contextvars, copy, json, textwrap, threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -511,7 +510,7 @@ class TalkViews(W.Tab):
         "The first view's picture, if there is one."
         return self.children[0].picture if self.children else None
 
-# %% ../nbs/92_livechat.ipynb #6dd9079c
+# %% ../nbs/92_livechat.ipynb #adec92fd
 def transcript(lines:Sequence[Mapping])->str:
     "Turns as plain text."
     parts = [f"you: {x['text']}\nreply: {x['reply']}" + (f"\n({x['note']})" if x['note'] else '') for x in lines]
@@ -524,11 +523,8 @@ class Kept:
     picture:Picture
 
     def _ipython_display_(self)->None:
-        alt, data = self.picture.summary(), io.BytesIO()
-        self.picture.drawn().save(data, 'png', 100, alt)
         display({'text/plain': transcript(self.lines)}, raw=True)
-        display({'text/plain': alt, 'image/png': b64encode(data.getvalue()).decode()}, raw=True,
-                metadata={'image/png': dict(alt=alt)})
+        self.picture._ipython_display_()
 
 class Live(W.VBox):
     "A chat with the views of its conversation, kept in a file."

@@ -1042,14 +1042,3 @@ def explore(
     state = ViewState(turn=pictures[0].turn, layer=next((p.layer for p in pictures if hasattr(p, 'layer')), 0))
     views = [View(p, state, folder=folder) for p in pictures]
     return views[0] if len(views) == 1 else Tabs(views)
-
-# %% ../nbs/90_widgets.ipynb #08c3c570
-def _wide(pixels:int)->W.Layout: return W.Layout(width=f'{pixels}px')
-
-def _row(*widgets:W.Widget)->W.HBox:
-    "Widgets in a row, or in several where the page is narrow."
-    return W.HBox(widgets, layout=W.Layout(flex_flow='row wrap'))
-
-def _status(text:str)->str:
-    "A line that screen readers speak when it changes."
-    return f'<div role="status">{html.escape(text)}</div>'

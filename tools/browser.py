@@ -415,7 +415,7 @@ def change_and_rerun(p: ChatPage, shot) -> None:
     p.press('Enter')
     p.wait_for(n + 1)
     assert p.transcript() == p.heard() and len(p.transcript()) == n + 1
-    p.page.locator('.lyra-cache-map img').first.wait_for(timeout=20_000)
+    p.page.locator('.lyra-cache-map canvas').first.wait_for(timeout=20_000)
     shot('10-chat-views')
 
 

@@ -274,16 +274,14 @@ def turns_left(
     for text in heard: n += n < len(turns) and text == turns[n]
     return list(turns[n:])
 
-# %% ../nbs/91_cli.ipynb #37300395
+# %% ../nbs/91_cli.ipynb #bad89b0c
 def _sampling(args, own)->dict[str, Any]:
-    "How replies are drawn: as the arguments say, else as the model's generation config does, else greedily."
-    from lyra.weights import MODELS
+    "How replies are drawn: as the arguments say, else as is usual for the model."
+    from lyra.weights import usual_sampling
     names = 'temperature', 'top_p', 'repetition_penalty'
-    usual = {name: getattr(own, name) for name in names if own.do_sample and getattr(own, name) is not None}
-    if args.model in MODELS: usual |= MODELS[args.model].sampling
     given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     most = {} if args.max_new_tokens is None else dict(max_new_tokens=args.max_new_tokens)
-    return most | usual | given
+    return most | usual_sampling(own, args.model) | given
 
 # %% ../nbs/91_cli.ipynb #67642bcd
 def _turn(session, text:str, somebody:bool, **sampling)->None:

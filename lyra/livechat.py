@@ -9,7 +9,7 @@ __all__ = ['NOBODY', 'AGAIN', 'Choice', 'picked', 'Offer', 'first_choice', 'choi
            'change', 'new_name', 'TalkViews', 'transcript', 'Kept', 'Live', 'LiveFile', 'save_live', 'live_path',
            'take_up', 'named_personas', 'live']
 
-# %% ../nbs/92_livechat.ipynb #054d434b
+# %% ../nbs/92_livechat.ipynb #c83fe927
 import contextvars, copy, json, textwrap, threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -30,6 +30,7 @@ from torch import Tensor
 
 from .core import LyraError, Schema, Text, checked, digest, read_json, write_file
 from .policy import PRESETS, preset
+from .weights import usual_sampling
 from .cache import LyraCache
 from .cards import Card, read_card
 from .decoders import decoder_of
@@ -191,7 +192,7 @@ class Talk:
         if not self.recorder.turns: Path(self.recorder.file.name).unlink(missing_ok=True)
         self.recorder = self.before = None
 
-# %% ../nbs/92_livechat.ipynb #a92a2b50
+# %% ../nbs/92_livechat.ipynb #b162e6c7
 def begin(
     talk:Talk,
     choice:Choice,
@@ -230,7 +231,8 @@ def say_recorded(
     assert talk.recorder is not None
     recorder, session, before = talk.recorder, talk.recorder.session, mark(talk.recorder)
     try:
-        reply = session.say(text, on_text=on_text, **{**talk.sampling, **sampling, 'stop': stop})
+        usual = usual_sampling(session.model.generation_config, session.model.name_or_path)
+        reply = session.say(text, on_text=on_text, **{**usual, **talk.sampling, **sampling, 'stop': stop})
         if not reply and stop(): raise Stopped('Stopped before the first word.')
         if not reply: raise LyraError('The model said nothing, so the turn is taken back: reword the message.')
     except BaseException:

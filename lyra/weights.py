@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['GEMMA_TERMS', 'INSTALL', 'SMOLLM2_TERMS', 'WHEEL', 'WHEEL_SHA256', 'WHEEL_GGUF', 'DEFAULT', 'MODELS', 'LOCATE',
            'PATIENCE', 'HTTP_FAULT', 'SAFE', 'LAYERS', 'TEXT_KEYS', 'OTHER_SENSES', 'SPREAD', 'BuiltIn', 'list_models',
-           'checkpoint', 'default_checkpoint', 'checkpoint_config', 'resolve', 'find_checkpoint', 'text_only',
-           'load_weights', 'check_device', 'default_dtype', 'load_model', 'load_tokenizer']
+           'usual_sampling', 'checkpoint', 'default_checkpoint', 'checkpoint_config', 'resolve', 'find_checkpoint',
+           'text_only', 'load_weights', 'check_device', 'default_dtype', 'load_model', 'load_tokenizer']
 
-# %% ../nbs/10_weights.ipynb #e5faf55b
+# %% ../nbs/10_weights.ipynb #ed35760c
 import copy, hashlib, os, re, shutil, subprocess, sys, tempfile
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
@@ -32,7 +32,7 @@ from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError
 from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
 from transformers import (MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING, AutoConfig, AutoModelForCausalLM,
-                          AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase)
+                          AutoTokenizer, GenerationConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase)
 from transformers import __version__ as transformers_version
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
@@ -123,6 +123,17 @@ def list_models(
     "The built-in models, as the rows of a table."
     return [dict(name=model.name, about=model.about, fetched_mb=model.fetched_mb, stored_mb=model.stored_mb,
                  ready=model.is_ready(root), terms=model.terms) for model in MODELS.values()]
+
+# %% ../nbs/10_weights.ipynb #13280a76
+def usual_sampling(
+    own:GenerationConfig, # of the model
+    model:str|Path|None, # its built-in name, or its folder
+)->dict[str, float]: # temperature, top_p, repetition_penalty: those that there are; none: greedily
+    "How a model's replies are drawn if nothing else is said."
+    names = 'temperature', 'top_p', 'repetition_penalty'
+    usual = {name: getattr(own, name) for name in names if own.do_sample and getattr(own, name) is not None}
+    brought = [m.sampling for m in MODELS.values() if Path(model or '').name in (m.name, m.folder)]
+    return usual | dict(*brought)
 
 # %% ../nbs/10_weights.ipynb #e92adb08
 def _tokenizer(

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Batch', 'speak', 'answers_of', 'logodds_of', 'checked', 'hold_together']
 
-# %% ../nbs/87_batch.ipynb #a8f414cb
+# %% ../nbs/87_batch.ipynb #1f1d2e22
 import copy, math
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
@@ -18,9 +18,9 @@ from .policy import ContextPolicy
 from .cache import LyraCache
 from .cards import Card, Probe
 from .persona import Persona
-from .chat import ChatSession, Edge, Sampling, check_finite, check_persona, ends_reply
+from .chat import ChatSession, Edge, Sampling, check_finite, check_persona
 from .drift import Session
-from .health import ORDINARY, REVEAL, judge_replies, padded
+from .health import ORDINARY, REVEAL, decoded, judge_replies, padded
 
 # %% ../nbs/87_batch.ipynb #53158d05
 class Batch:
@@ -87,21 +87,13 @@ class Batch:
         return [float(mean(row[len(row) - len(i):-1].float(), torch.tensor(i[1:], device=row.device)))
                 for row, i in zip(logits, ids)]
 
-# %% ../nbs/87_batch.ipynb #feceab5c
+# %% ../nbs/87_batch.ipynb #ee4e68a7
 def _past(batch:Batch)->Tensor: # [B, n] tokens
     "What each row has said in its last two turns; filled up with its first token, or with a space where there is none."
     rows = [[i for reply in said for i in batch.writer.ids(reply)] for said in batch.heard]
     n, fill = max(map(len, rows)), batch.writer.ids(' ')
     rows = [[*(row or fill)[:1]*(n - len(row)), *row] for row in rows]
     return torch.tensor(rows, dtype=torch.long, device=batch.writer.model.device).view(len(rows), n)
-
-def _cut(batch:Batch, tokens:Sequence[int])->str:
-    "A reply, up to where it ends."
-    reply:list[int] = []
-    for token in tokens:
-        if ends_reply(batch.writer, reply, token): break
-        reply.append(token)
-    return batch.writer.tokenizer.decode(reply).strip()
 
 @torch.no_grad()
 def speak(
@@ -111,13 +103,8 @@ def speak(
 )->list[str]: # one per row
     "The reply of every row; with a temperature the rows share a generator, so it is not as if each were alone."
     batch.cache.begin_turn()
-    said, chosen = _past(batch), list[Tensor]()
-    logits = batch.feed([*map(batch.writer.prompt, questions)], keep=1)[0][:, -1]
-    for left in reversed(range(sampling.max_new_tokens)):
-        chosen.append(sampling.choose(logits, said))
-        said = torch.cat((said, chosen[-1][:, None]), 1)
-        if left: logits = batch.writer.model(chosen[-1][:, None], cache=batch.cache).logits[:, -1]
-    return [_cut(batch, row) for row in torch.stack(chosen, 1).tolist()]
+    logits, _ = batch.feed([*map(batch.writer.prompt, questions)], keep=1)
+    return decoded(batch.writer, batch.cache, logits[:, -1], _past(batch), sampling)
 
 # %% ../nbs/87_batch.ipynb #f363553d
 def answers_of(

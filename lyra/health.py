@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['NEGATIONS', 'COPULAS', 'ASKING', 'STOP', 'BUT', 'UNSPACED', 'CLEARLY', 'ORDINARY', 'REVEAL', 'FREE', 'MARGINS',
            'STYLE', 'plain', 'strip_outside', 'is_negation', 'is_denied', 'is_asked', 'says', 'words', 'runs',
-           'distinct', 'loops', 'echo', 'parrot', 'leak', 'padded', 'likelihoods', 'relevance', 'voice', 'answers',
-           'are_healthy', 'check_up', 'mean_of', 'judge_replies', 'health_table', 'as_at_first', 'page', 'two_axes']
+           'distinct', 'loops', 'echo', 'parrot', 'leak', 'padded', 'likelihoods', 'relevance', 'voice', 'decoded',
+           'answers', 'are_healthy', 'check_up', 'mean_of', 'judge_replies', 'health_table', 'as_at_first', 'page',
+           'two_axes']
 
-# %% ../nbs/81_health.ipynb #b53d2cd4
+# %% ../nbs/81_health.ipynb #f37e9f20
 import html, itertools, math, re, unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,6 +22,7 @@ from matplotlib.patches import Ellipse
 from torch import Tensor
 
 from .core import LyraError
+from .cache import LyraCache
 from .cards import Card
 from .chat import Sampling, check_finite, ends_reply
 from .drift import Session, equivalent, interval, judge, name_points, per_persona
@@ -186,7 +188,29 @@ def voice(
     "How much likelier each reply is for one who has been told the persona than for a fresh model."
     return [a - b for a, b in zip(likelihoods(told, questions, replies), likely)]
 
-# %% ../nbs/81_health.ipynb #5aa31682
+# %% ../nbs/81_health.ipynb #9d21f680
+@torch.no_grad()
+def decoded(
+    writer:Session, # its model, tokenizer and template are used
+    cache:LyraCache, # has read the prompts
+    logits:Tensor, # [B, V], of what follows the prompts
+    said:Tensor, # [B, n] tokens on which a penalty on repetition counts
+    sampling:Sampling=Sampling(), # how the tokens are drawn
+)->list[str]: # one per row
+    "The replies of a cache's rows, in step; raises `LyraError` for logits that are not finite."
+    replies, done = [list[int]() for _ in logits], [False]*len(logits)
+    for left in reversed(range(sampling.max_new_tokens)):
+        chosen = sampling.choose(logits, said)
+        for i, token in enumerate(chosen.tolist()):
+            done[i] = done[i] or ends_reply(writer, replies[i], token)
+            if not done[i]: replies[i].append(token)
+        if all(done) or not left: break
+        said = torch.cat((said, chosen[:, None]), 1)
+        logits = writer.model(chosen[:, None], cache=cache).logits[:, -1]
+        check_finite(writer.model, chosen[:, None], logits)
+    return [writer.tokenizer.decode(r).strip() for r in replies]
+
+# %% ../nbs/81_health.ipynb #a404c09f
 @torch.no_grad()
 def answers(
     session:Session, # not changed
@@ -200,18 +224,9 @@ def answers(
     ids, mask = (x.to(twin.model.device) for x in padded(prompts))
     past = [i for row in twin.turns[-2:] for i in twin.ids(row.get('reply', ''))]
     said = torch.tensor([past], dtype=torch.long, device=ids.device).expand(len(ids), -1)
-    replies, done = [list[int]() for _ in questions], [False]*len(questions)
     logits = twin.model(ids, attention_mask=mask, cache=twin.cache, logits_to_keep=1).logits[:, -1]
-    for left in reversed(range(sampling.max_new_tokens)):
-        check_finite(twin.model, ids, logits)
-        chosen = sampling.choose(logits, said)
-        for i, token in enumerate(chosen.tolist()):
-            done[i] = done[i] or ends_reply(twin, replies[i], token)
-            if not done[i]: replies[i].append(token)
-        if all(done) or not left: break
-        said = torch.cat((said, chosen[:, None]), 1)
-        logits = twin.model(chosen[:, None], cache=twin.cache).logits[:, -1]
-    return [twin.tokenizer.decode(r).strip() for r in replies]
+    check_finite(twin.model, ids, logits)
+    return decoded(twin, twin.cache, logits, said, sampling)
 
 # %% ../nbs/81_health.ipynb #777506cc
 def are_healthy(

@@ -487,6 +487,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                             'lyra.exact.generated': ('verify.html#generated', 'lyra/exact.py'),
                             'lyra.exact.in_chunks': ('verify.html#in_chunks', 'lyra/exact.py'),
                             'lyra.exact.itself': ('verify.html#itself', 'lyra/exact.py'),
+                            'lyra.exact.moved_up': ('verify.html#moved_up', 'lyra/exact.py'),
                             'lyra.exact.next_turn': ('verify.html#next_turn', 'lyra/exact.py'),
                             'lyra.exact.padding': ('verify.html#padding', 'lyra/exact.py'),
                             'lyra.exact.past_itself': ('verify.html#past_itself', 'lyra/exact.py'),

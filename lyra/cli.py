@@ -174,15 +174,15 @@ def persona_show(args)->int: # exit code
     out(f'fingerprint {persona.fingerprint()}')
     return 0
 
-# %% ../nbs/91_cli.ipynb #6b341b16
+# %% ../nbs/91_cli.ipynb #be9e5a8b
 def persona_card(args)->int: # exit code
     "Write a page for a hub about a persona file."
     from lyra.character import hub_card
     from lyra.persona import Persona
     page = hub_card(Persona.load(args.file), args.file.name, args.licence)
     if args.output is None: out(page, end='')
-    elif args.output == args.file: raise LyraError(f'{args.output} is the persona itself: name another file.')
-    else: args.output.write_text(page, encoding='utf-8')
+    elif args.output.suffix != '.md': raise LyraError(f'{args.output}: the page is Markdown: name a .md file.')
+    else: write_file(args.output, page.encode())
     return 0
 
 def persona_export(args)->int: # exit code
@@ -191,13 +191,15 @@ def persona_export(args)->int: # exit code
     from lyra.cards import find_template
     from lyra.persona import Persona
     from lyra.weights import MODELS, load_tokenizer
-    if args.output == args.file: raise LyraError(f'{args.output} is the card itself: name another file.')
+    if args.output.resolve() == args.file.resolve():
+        raise LyraError(f'{args.output} is the card itself: name another file.')
     source = read_source(args.file)
     if isinstance(source, Persona):
         made = source.made_with
         name = args.model or next((m.name for m in MODELS.values() if m.folder == made['model']), None)
         if name is None: raise LyraError(f"{args.file} was made with {made['model']}: name it with --model.")
         source = card_of(source, find_template(load_tokenizer(name), made['template']))
+    elif args.model: raise LyraError(f'{args.file} is no saved persona, so --model changes nothing: leave it out.')
     out(write_character(source.card, args.output, args.image, source.examples))
     return 0
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['STORY', 'FAR', 'ROWS', 'ALLOWED', 'Literal', 'active', 'Trial', 'gap', 'through', 'truth', 'in_chunks', 'itself',
            'past_itself', 'as_stock', 'whole_context', 'past_window', 'window', 'gain', 'padding', 'next_turn',
-           'rebased', 'far_itself', 'far', 'generated', 'stored', 'Row', 'verify', 'report']
+           'moved_up', 'rebased', 'far_itself', 'far', 'generated', 'stored', 'Row', 'verify', 'report']
 
 # %% ../nbs/52_verify.ipynb #13181b24
 import tempfile
@@ -29,7 +29,7 @@ from .cache import LyraCache
 from .decoders import attach, decoder_of
 from .persona import Persona, read_persona
 
-# %% ../nbs/52_verify.ipynb #513c6ddb
+# %% ../nbs/52_verify.ipynb #54c94346
 class Literal:
     "A mask written out by hand, in the place of a cache."
     def __init__(self,
@@ -37,10 +37,11 @@ class Literal:
         P:int, # tokens of the persona, the first ones
         policies:Mapping[str, ContextPolicy], # layer type -> its policy
         stock:Mapping[str, ContextPolicy], # the same for the persona's tokens
+        again:int|None=None, # where the persona's tokens come once more, for a second turn; None: nowhere
     ):
         config = decoder_of(model).config
         self.kinds = getattr(config, 'layer_types', None) or layer_types(config)
-        self.P, self.policies, self.stock, self.watch = P, policies, stock, None
+        self.P, self.policies, self.stock, self.again, self.watch = P, policies, stock, again, None
 
     def attention_mask(self,
         module:Any, # the attention module that asks
@@ -48,12 +49,18 @@ class Literal:
         key:Tensor, # [1, K, T, D]
     )->Tensor: # [1, 1, T, T]
         "The mask of one layer, as it is added to the logits."
-        kind, n = self.kinds[module.layer_idx], query.shape[-2]
-        lowest = torch.finfo(query.dtype).min
+        kind, n, P = self.kinds[module.layer_idx], query.shape[-2], self.P
+        lowest, again = torch.finfo(query.dtype).min, n if self.again is None else self.again
         def entry(i:int, j:int)->float:
-            policy = (self.stock if i < self.P else self.policies)[kind]
-            if j <= i and policy.persona and j < self.P: return log(policy.gain) if j >= policy.gain_from else 0.
-            return 0. if j <= i and (policy.window is None or i - j < policy.window) else lowest
+            start = 0 if i < again else again                       # of the persona that this query sees
+            is_persona = i < start + P
+            policy = (self.stock if is_persona else self.policies)[kind]
+            if j > i: return lowest
+            if policy.persona and start <= j < start + P: return log(policy.gain) if j >= start + policy.gain_from else 0.
+            if policy.persona and j < P or not is_persona and again <= j < again + P: return lowest
+            if is_persona and j < start: return lowest
+            distance = i - j - (P if j < again <= i else 0)         # no token of the conversation stands between
+            return 0. if policy.window is None or distance < policy.window else lowest
         rows = torch.tensor([[entry(i, j) for j in range(key.shape[-2])] for i in range(n)])
         return rows.to(query.device, query.dtype)[None, None]
 
@@ -277,6 +284,25 @@ def next_turn(
     second = through(t.model, cache, t.text, 7)
     return gap(second, through(t.model, LyraCache(t.model, policies, persona=t.persona), t.text, t.N))
 
+# %% ../nbs/52_verify.ipynb #17def9a2
+@torch.no_grad()
+def moved_up(
+    t:Trial, # model and tokens
+)->float: # largest gap
+    "the persona near, with a gain, in a first and a second turn: a literal mask"
+    is_global, n, P = 'full_attention' in t.kinds, t.N//2, t.P
+    policies = t.policies(near=True, gain=1.5, gain_from=1) if is_global else t.policies()
+    start, ids = P + n, t.ids[:, :P + t.N]
+    ids = torch.cat((ids[:, :start], ids[:, :P], ids[:, start:]), 1)
+    places = torch.cat((_places(t, 0, start), _places(t, n, P), _places(t, start, t.N - n)), 1)
+    with active(Literal(t.model, P, policies, t.unbounded, again=start)):
+        expected = t.model(ids, position_ids=places, use_cache=False).logits.float()
+    cache = LyraCache(t.model, policies, persona=t.persona)
+    first = through(t.model, cache, t.text[:, :n], 7)
+    cache.begin_turn()
+    second = through(t.model, cache, t.text[:, n:], 7)
+    return max(gap(first, expected[:, P:start]), gap(second, expected[:, start + P:]))
+
 # %% ../nbs/52_verify.ipynb #e09442a6
 def rebased(
     t:Trial, # model and tokens
@@ -335,7 +361,7 @@ def stored(
     out = [through(t.model, LyraCache(t.model, t.policies(), persona=p), t.text, 7) for p in (t.persona, again)]
     return gap(*out)
 
-# %% ../nbs/52_verify.ipynb #9c68f193
+# %% ../nbs/52_verify.ipynb #5eb70320
 @dataclass(frozen=True)
 class Row:
     "One comparison."
@@ -349,7 +375,8 @@ class Row:
         return self.gap <= self.tolerance
 
 ROWS:tuple[Callable[[Trial], float], ...] = (
-    as_stock, whole_context, past_window, window, gain, padding, next_turn, rebased, far, generated, stored)
+    as_stock, whole_context, past_window, window, gain, padding, next_turn, moved_up, rebased, far,
+    generated, stored)
 ALLOWED = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 3e-3}
 
 # %% ../nbs/52_verify.ipynb #22053432

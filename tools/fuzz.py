@@ -25,6 +25,7 @@ os.environ['PYTHONPATH'] = str(ROOT)
 import numpy as np
 import pandas as pd
 import torch
+from matplotlib.image import imsave
 from hypothesis import HealthCheck, given, settings, strategies as st
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
@@ -81,7 +82,8 @@ def make_world(folder: Path) -> dict[str, Path]:
     torch.manual_seed(0)
     model, words = Lyra(tiny_config()).eval(), tokenizer()
     world = {name: folder/name for name in ('model', 'card.json', 'card2.json', 'talk.jsonl', 'sailor.safetensors',
-                                            'session', 'sweep', 'empty', 'deep', 'binary', 'pipe', 'folder', 'escape')}
+                                            'session', 'sweep', 'empty', 'deep', 'binary', 'pipe', 'folder', 'escape',
+                                            'picture.png')}
     for part in (model, words): part.save_pretrained(world['model'])
     for n, name in enumerate(('card.json', 'card2.json'), 1): lines(world[name], [card(n)])
     lines(world['talk.jsonl'], talk())
@@ -93,6 +95,7 @@ def make_world(folder: Path) -> dict[str, Path]:
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         lyra.cli.main(put(DRIFT, world | dict(out=folder)))
     shutil.move(folder/'drift', world['sweep'])
+    imsave(world['picture.png'], np.zeros((2, 2, 3)))
     world['empty'].touch()
     world['deep'].write_text('['*100_000)
     world['binary'].write_bytes(bytes(range(256)))
@@ -124,6 +127,8 @@ VALUES: dict[str, tuple[list[str], list[str], list[str]]] = dict(   # right, wro
     system=([], ['', '  ', 'Hi <eos>', 'Hi.\n\nUser: no', 'a\udcffb'],
             ['You are Bo.', 'A\x1b[2J', 'x'*5000, 'é', '=1+1']),
     acknowledgement=([], ['', 'Aye <eos>'], ['Aye.', '\x1b[2J']),
+    image=([], [*BAD_FILES, '{card.json}', '{sailor.safetensors}'], []),
+    licence=(['mit'], [], ['', 'x'*5000, '\x1b[2J', 'a\nb', '\ud800']),
     user=([], ['', ' ', 'Ann'], []),                             # the cards of this world are not of other programs
     device=(['cpu'], ['cuda:99', 'nonsense', '', '-'], []),
     dtype=(['float32'], ['int8', 'float33', ''], ['float16', 'bfloat16', 'auto']),
@@ -144,6 +149,9 @@ VALUES: dict[str, tuple[list[str], list[str], list[str]]] = dict(   # right, wro
     out=(['{out}/new'], ['', '{card.json}', '/dev/full', '{pipe}'], []),
     resume=([], [*BAD_FILES, '{card.json}', '{model}'], ['{copy}']))
 
+OUTPUTS = {'persona card': (['{out}/page.md'], ['', '{out}/a.pth', '/dev/full/a.md', '{out}'], []),
+           'persona export': ([], ['', '{out}/a.pth', '/dev/full/a.json', '{card.json}', '{out}'], ['{out}/a.json'])}
+
 TALK = ['Hello.\n', '', '/quit\n', '<eos>\n', '\x1b[2J\n', 'x'*6000 + '\n', '\ud800\n',
         'é\x00ü\n\n\nHi\n', '\u202e\n']
 TAIL = ['--max-new-tokens', '2']
@@ -151,6 +159,10 @@ DRIFT = ['drift', '--model', '{model}', '--out', '{out}/drift', '--turns', '2', 
          'none,full', '--input', '{talk.jsonl}', '--personas', '{card.json}', '{card2.json}']
 BASES = [                                                       # right inputs
     ['models'], ['verify', '{model}'], ['persona', 'show', '{sailor.safetensors}'],
+    ['persona', 'card', '{sailor.safetensors}', '-o', '{out}/README.md'],
+    ['persona', 'export', '{card.json}', '-o', '{out}/character.json'],
+    ['persona', 'export', '{sailor.safetensors}', '--model', '{model}', '--image', '{picture.png}', '-o',
+     '{out}/character.png'],
     ['persona', 'build', '{card.json}', '-o', '{out}/a.safetensors', '--model', '{model}'],
     ['chat', '--model', '{model}', '--policy', 'full', *TAIL],
     ['chat', '--model', '{model}', '--persona', '{sailor.safetensors}', '--input', '{talk.jsonl}', '--out', '{out}/s',
@@ -160,7 +172,7 @@ BASES = [                                                       # right inputs
      '{out}/d', *TAIL],
     DRIFT, [*map(lambda word: word.replace('{out}/drift', '{swept}'), DRIFT)],
     [*DRIFT, '--free', '--max-new-tokens', '2']]
-WEIGHTS = [1, 1, 3, 6, 10, 8, 8, 5, 8, 5, 3]
+WEIGHTS = [1, 1, 3, 2, 2, 2, 6, 10, 8, 8, 5, 8, 5, 3]
 
 
 def options(argv: list[str]) -> dict[str, argparse.Action]:
@@ -205,7 +217,7 @@ def damage(rng: random.Random, path: Path) -> bytes:
     return bytes(data)
 
 
-DAMAGED = '{card.json}', '{talk.jsonl}', '{sailor.safetensors}', '{copy}', '{swept}'
+DAMAGED = '{picture.png}', '{card.json}', '{talk.jsonl}', '{sailor.safetensors}', '{copy}', '{swept}'
 
 
 def both(a: str, b: str) -> str:
@@ -217,10 +229,10 @@ def change(rng: random.Random, argv: list[str], known: dict[str, argparse.Action
     "An input with an option of `known` set, and what has to come of it."
     name = rng.choice([name for name, action in known.items() if action.nargs != 0])
     action = known.pop(name)                                    # an option is changed once
-    right, wrong, either = VALUES[name]
+    right, wrong, either = OUTPUTS.get(' '.join(argv[:2]), VALUES[name]) if name == 'output' else VALUES[name]
     value, verdict = rng.choice([(v, k) for k, vs in ((RIGHT, right), (WRONG, wrong*2), (OPEN, either)) for v in vs])
     free = name == 'max_new_tokens' and argv[0] == 'drift' and '--free' not in argv
-    depends = free or name in ('turns', 'input', 'resume') or {'--resume', '{swept}'} & {*argv}    # on what else is given
+    depends = free or name in ('turns', 'input', 'resume') or argv[1] == 'export' and name == 'file' or {'--resume', '{swept}'} & {*argv}    # on what else is given
     return set_option(argv, action, value), OPEN if depends and verdict == RIGHT else verdict
 
 

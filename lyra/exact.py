@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['STORY', 'FAR', 'ROWS', 'ALLOWED', 'Literal', 'active', 'Trial', 'gap', 'through', 'truth', 'in_chunks', 'itself',
            'past_itself', 'as_stock', 'whole_context', 'past_window', 'window', 'gain', 'padding', 'next_turn',
-           'moved_up', 'rebased', 'far_itself', 'far', 'generated', 'stored', 'Row', 'verify', 'report']
+           'two_turns', 'moved_itself', 'moved_up', 'rebased', 'far_itself', 'far', 'generated', 'stored', 'Row',
+           'verify', 'report']
 
 # %% ../nbs/52_verify.ipynb #13181b24
 import tempfile
@@ -284,24 +285,40 @@ def next_turn(
     second = through(t.model, cache, t.text, 7)
     return gap(second, through(t.model, LyraCache(t.model, policies, persona=t.persona), t.text, t.N))
 
-# %% ../nbs/52_verify.ipynb #17def9a2
+# %% ../nbs/52_verify.ipynb #4213999b
+def _near(t:Trial)->dict[str, ContextPolicy]:
+    "The preset `near`, where there are global layers."
+    return t.policies(near=True, gain=1.5, gain_from=1) if 'full_attention' in t.kinds else t.policies()
+
 @torch.no_grad()
+def two_turns(
+    t:Trial, # model and tokens
+    by:int=0, # how much larger all positions are
+)->tuple[Tensor, Tensor]: # [1, N/2, vocabulary] each
+    "The stock model's logits of a first and a second turn, each with the persona just before it."
+    n, start, ids = t.N//2, t.P + t.N//2, t.ids[:, :t.P + t.N]
+    ids = torch.cat((ids[:, :start], ids[:, :t.P], ids[:, start:]), 1)
+    places = torch.cat((_places(t, 0, start), _places(t, n, t.P), _places(t, start, t.N - n)), 1)
+    with active(Literal(t.model, t.P, _near(t), t.unbounded, again=start)):
+        out = t.model(ids, position_ids=places + by, use_cache=False).logits.float()
+    return out[:, t.P:start], out[:, start + t.P:]
+
+# %% ../nbs/52_verify.ipynb #0aaa8ebb
+def moved_itself(
+    t:Trial, # model and tokens
+)->float: # largest gap
+    "stock on two turns, at positions that are P larger"
+    return max(map(gap, two_turns(t, t.P), two_turns(t)))
+
 def moved_up(
     t:Trial, # model and tokens
 )->float: # largest gap
     "the persona near, with a gain, in a first and a second turn: a literal mask"
-    is_global, n, P = 'full_attention' in t.kinds, t.N//2, t.P
-    policies = t.policies(near=True, gain=1.5, gain_from=1) if is_global else t.policies()
-    start, ids = P + n, t.ids[:, :P + t.N]
-    ids = torch.cat((ids[:, :start], ids[:, :P], ids[:, start:]), 1)
-    places = torch.cat((_places(t, 0, start), _places(t, n, P), _places(t, start, t.N - n)), 1)
-    with active(Literal(t.model, P, policies, t.unbounded, again=start)):
-        expected = t.model(ids, position_ids=places, use_cache=False).logits.float()
-    cache = LyraCache(t.model, policies, persona=t.persona)
-    first = through(t.model, cache, t.text[:, :n], 7)
-    cache.begin_turn()
-    second = through(t.model, cache, t.text[:, n:], 7)
-    return max(gap(first, expected[:, P:start]), gap(second, expected[:, start + P:]))
+    cache, found = LyraCache(t.model, _near(t), persona=t.persona), []
+    for turn in t.text.split(t.N//2, 1):
+        cache.begin_turn()
+        found.append(through(t.model, cache, turn, 7))
+    return max(map(gap, found, two_turns(t)))
 
 # %% ../nbs/52_verify.ipynb #e09442a6
 def rebased(
@@ -379,7 +396,7 @@ ROWS:tuple[Callable[[Trial], float], ...] = (
     generated, stored)
 ALLOWED = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 3e-3}
 
-# %% ../nbs/52_verify.ipynb #22053432
+# %% ../nbs/52_verify.ipynb #3109d949
 def verify(
     model:Any, # a causal language model in eval mode, attached or not; it is attached from then on
     tokenizer:Any=None, # for words instead of random tokens
@@ -396,7 +413,7 @@ def verify(
                         'check its weights.')
     for check in tqdm([f for f in ROWS if f is not past_window or t.ids.shape[1] > t.P + t.N], desc='verify',
                       unit='row', disable=not progress):
-        yardstick = {past_window: past_itself, far: far_itself}.get(check)
+        yardstick = {past_window: past_itself, moved_up: moved_itself, far: far_itself}.get(check)
         most = 0. if check is stored else max(allowed, 2*yardstick(t)) if yardstick else allowed
         rows.append(Row(str(check.__doc__), check(t), most))
     return rows

@@ -232,7 +232,8 @@ def change(rng: random.Random, argv: list[str], known: dict[str, argparse.Action
     right, wrong, either = OUTPUTS.get(' '.join(argv[:2]), VALUES[name]) if name == 'output' else VALUES[name]
     value, verdict = rng.choice([(v, k) for k, vs in ((RIGHT, right), (WRONG, wrong*2), (OPEN, either)) for v in vs])
     free = name == 'max_new_tokens' and argv[0] == 'drift' and '--free' not in argv
-    depends = free or name in ('turns', 'input', 'resume') or argv[1] == 'export' and name == 'file' or {'--resume', '{swept}'} & {*argv}    # on what else is given
+    saved = name == 'file' and 'export' in argv                 # a saved persona needs a model
+    depends = free or saved or name in ('turns', 'input', 'resume') or {'--resume', '{swept}'} & {*argv}
     return set_option(argv, action, value), OPEN if depends and verdict == RIGHT else verdict
 
 

@@ -192,7 +192,7 @@ def detach(
     decoder.set_attn_implementation(decoder.config._attn_implementation.removeprefix('lyra_'))
     return model
 
-# %% ../nbs/43_any_model.ipynb #5d10038a
+# %% ../nbs/43_any_model.ipynb #8d553a3b
 def load_attached(
     name:Path|str|None=None, # one of `lyra.weights.MODELS`, a folder, or a hub id; None: gemma3-270m
     **options:Any, # as for `lyra.weights.load_model`
@@ -209,4 +209,8 @@ def load(
 )->tuple[Any, PreTrainedTokenizerBase]: # model, in eval mode and attached; its tokenizer
     "Load a model and its tokenizer, ready for caches of ours; raises `LyraError` with a remedy for what is wrong."
     model = load_attached(name, **options)
-    return model, load_tokenizer(name, **{key: options[key] for key in LOCATE if key in options})
+    tokenizer = load_tokenizer(name, **{key: options[key] for key in LOCATE if key in options})
+    if (words := tokenizer.vocab_size) > (known := decoder_of(model).config.vocab_size):
+        raise LyraError(f'The tokenizer of {name} has {words} words, and the model knows {known}: put the tokenizer that '
+                        'belongs to it beside its weights.')
+    return model, tokenizer

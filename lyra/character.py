@@ -54,7 +54,7 @@ def unknown_macros(
     "The names of the macros that are still in a text."
     return list(dict.fromkeys(found.split(':')[0].strip()[:30] for found in MACROS.findall(text)))
 
-# %% ../nbs/54_character.ipynb #3cd5f2ae
+# %% ../nbs/54_character.ipynb #395fc8c6
 LONGEST = 100 # characters of a name
 
 def _short(name:str)->str:
@@ -67,11 +67,11 @@ Number = Annotated[float, Field(strict=False)] # or a text such as '7'
 
 class Entry(Schema):
     "What is read of a book's entry."
-    content:str=''
-    constant:Flag=False
-    enabled:Flag=True
-    insertion_order:Number=0.
-    position:str|int=''
+    content:str='' # the fact
+    constant:Flag=False # whether it needs no key word
+    enabled:Flag=True # whether it is on
+    insertion_order:Number=0. # the smallest comes first
+    position:str|int='' # 'before_char', or anything else for after the description
 
     @property
     def is_always(self)->bool:
@@ -241,7 +241,7 @@ def unused(
               and data.get(OLD.get(k, k)) != v]
     return said + ([f'beside data: {_listed(beside)}'] if beside else [])
 
-# %% ../nbs/54_character.ipynb #639692dc
+# %% ../nbs/54_character.ipynb #fe412203
 def lyra_fields(
     data:Mapping[str, Any], # from `card_data`
 )->dict[str, Any]|None:
@@ -253,7 +253,7 @@ def lyra_fields(
 @dataclass(frozen=True)
 class Character:
     "A character card as a persona in words."
-    card:Card
+    card:Card # the persona, without its examples
     examples:tuple[tuple[str, str], ...]=() # example dialogues as turns, of the user and the character
     used:tuple[str, ...]=() # fields that the card is made of, a line each
     left:tuple[str, ...]=() # what is not used, and why, a line each

@@ -34,14 +34,14 @@ from .decoders import decoder_of
 from .persona import Persona, weights_hash
 from .journal import Journal
 
-# %% ../nbs/61_chat.ipynb #c005
+# %% ../nbs/61_chat.ipynb #b9fe8a66
 @dataclass(frozen=True)
 class Conversation:
     "The user's turns of one conversation, and a reference reply to each where there is one."
-    question_id:int|str
-    category:str
-    turns:tuple[str, ...]
-    reference:tuple[str, ...]=()
+    question_id:int|str # what tells it from the file's others
+    category:str # such as 'roleplay'
+    turns:tuple[str, ...] # of the user, one or more
+    reference:tuple[str, ...]=() # a reply to each turn, or none at all
 
 # %% ../nbs/61_chat.ipynb #f629089d
 class ConversationLine(OpenSchema):

@@ -66,16 +66,16 @@ def weights_hash(
         found.append(json.dumps([name, [*p.shape], str(p.dtype), *_sums(p)]))
     return digest(*found)
 
-# %% ../nbs/51_persona.ipynb #58c6b688
+# %% ../nbs/51_persona.ipynb #cbe18fae
 FORMAT = 2
 
 @dataclass(frozen=True, eq=False)
 class Persona:
     "A text's keys and values in every layer, `[1, K, P, D]` each; keys in float32, turned back. Never changed."
-    keys:tuple[Tensor, ...]
-    values:tuple[Tensor, ...] # in the dtype of the model that made them
+    keys:tuple[Tensor, ...] # of each layer that holds keys
+    values:tuple[Tensor, ...] # likewise, in the dtype of the model that made them
     token_ids:tuple[int, ...] # P, from what begins every text of the model (`<bos>`, for most) on
-    text:str
+    text:str # its words, as the template writes them
     made_with:Mapping[str, Any] # signature, weights, dtype, model, template, ...; of a joined one, of its first
 
     def __len__(self)->int: return len(self.token_ids)

@@ -221,7 +221,7 @@ def make_mask(
     bias = (log(policy.gain)*weighed).to(query.dtype)
     return send(bias.masked_fill(~seen, torch.finfo(query.dtype).min))
 
-# %% ../nbs/42_sliding_window.ipynb #d6a8abc7
+# %% ../nbs/42_sliding_window.ipynb #5d1feb79
 class LyraLayer(CacheLayerMixin):
     "Keys and values `[B, K, slots, D]` of one layer, in step with the `Index` of its policy."
     is_croppable = True
@@ -239,27 +239,47 @@ class LyraLayer(CacheLayerMixin):
         self.version, self.base = -1, index.rows.base # of the index and its rows, when this layer last followed
 
     @property
-    def is_sliding(self)->bool: return self.index.policy.window is not None
+    def is_sliding(self)->bool:
+        "Whether its policy has a window."
+        return self.index.policy.window is not None
 
     @property
-    def is_initialized(self)->bool: return self.index.rows.seen > 0 # type: ignore[override]
+    def is_initialized(self)->bool: # type: ignore[override]
+        "Whether the conversation has begun."
+        return self.index.rows.seen > 0
 
     @property
-    def keys(self)->Tensor: return self.buffers[0].view() # type: ignore[override]
+    def keys(self)->Tensor: # type: ignore[override]
+        "[B, K, S, D] the front and the window, where they stand in the buffer."
+        return self.buffers[0].view()
 
     @property
-    def values(self)->Tensor: return self.buffers[1].view() # type: ignore[override]
+    def values(self)->Tensor: # type: ignore[override]
+        "[B, K, S, D] the same of the values."
+        return self.buffers[1].view()
 
     @property
     def nbytes(self)->int:
         "Bytes allocated."
         return sum(b.nbytes for b in self.buffers) + sum(x.nbytes for x in self.sinks)
 
-    def lazy_initialization(self, key_states:Tensor, value_states:Tensor)->None: pass
-    def get_seq_length(self)->int: return self.index.rows.seen
-    def get_max_length(self)->int: return -1
+    def lazy_initialization(self,
+        key_states:Tensor, # [B, K, T, D], unused
+        value_states:Tensor, # [B, K, T, D], unused
+    )->None:
+        "Nothing: buffers take shape, dtype and device from the first tokens."
 
-    def get_mask_sizes(self, query_length:int)->tuple[int, int]:
+    def get_seq_length(self)->int: # padding included
+        "Columns of the conversation so far, evicted or not, without a persona."
+        return self.index.rows.seen
+
+    def get_max_length(self)->int:
+        "-1: a conversation may have any length."
+        return -1
+
+    def get_mask_sizes(self,
+        query_length:int, # T
+    )->tuple[int, int]: # key length, offset
         "What a stock mask would be sized by, though none is made; raises `LyraError` outside of `enter`."
         if ACTIVE.cache is None:
             raise LyraError('A LyraCache makes its own masks, and this model does not ask for them: call '
@@ -269,9 +289,10 @@ class LyraLayer(CacheLayerMixin):
     def update(self,
         key_states:Tensor, # [B, K, T, D], after RoPE
         value_states:Tensor, # [B, K, T, D]
-        *args:Any, **kwargs:Any
+        *args:Any, # of transformers, unused
+        **kwargs:Any, # likewise
     )->tuple[Tensor, Tensor]: # [B, K, S, D]: front, window and new tokens; valid until the next update
-        "Take T new tokens in, and return what their queries may attend to."
+        "Take T new tokens in, and return what their queries may attend to; raises `LyraError` outside of `enter`."
         index, step, new, (keys, values) = self.index, self.index.step, (key_states, value_states), self.buffers
         has_moved = self.version != index.version
         if ACTIVE.cache is None: self.get_mask_sizes(0)
@@ -478,7 +499,7 @@ class PolicyLayers(Cache):
         "Forget the conversation, keep the persona."
         self._open(self.policies)
 
-# %% ../nbs/42_sliding_window.ipynb #e18b2423
+# %% ../nbs/42_sliding_window.ipynb #a48d2e29
 class LyraCache(PolicyLayers):
     "Main and persona KV cache: a `ContextPolicy` per layer, true positions, bounded memory. Gradients stop at a turn."
     def begin_turn(self)->None:
@@ -486,8 +507,13 @@ class LyraCache(PolicyLayers):
         self.rows.turn_start, self.is_turn = self.rows.next, True
         start_turn(self)
 
-    def begin_forward(self, decoder:Any, attention_mask:Any, position_ids:Tensor|None, tokens:Tensor)->Tensor:
-        "Take note of new tokens [B, T, ...], before the layers do; returns their position_ids [B, T]."
+    def begin_forward(self,
+        decoder:Any, # the text model
+        attention_mask:Any, # None, or [B or 1, T or columns so far + T] of 0 and 1
+        position_ids:Tensor|None, # [B or 1, T]
+        tokens:Tensor, # [B, T, ...] ids or embeddings
+    )->Tensor: # [B, T] position_ids
+        "Take note of new tokens, before the layers do; raises `LyraError` for ones that it cannot follow."
         return begin_forward(self, decoder, attention_mask, position_ids, tokens)
 
     def end_forward(self)->None:
@@ -495,9 +521,11 @@ class LyraCache(PolicyLayers):
         self.is_busy = False
 
     def update(self,
-        key_states:Tensor, value_states:Tensor, # [B, K, T, D]
-        layer_idx:int,
-        *args:Any, **kwargs:Any
+        key_states:Tensor, # [B, K, T, D], after RoPE
+        value_states:Tensor, # [B, K, T, D]
+        layer_idx:int, # counts all layers of the model
+        *args:Any, # of transformers, unused
+        **kwargs:Any, # likewise
     )->tuple[Tensor, Tensor]: # [B, K, S, D]
         "As `LyraLayer.update`, of one layer."
         return self.layers[layer_idx].update(key_states, value_states)
@@ -513,8 +541,11 @@ class LyraCache(PolicyLayers):
             index.masks[kind] = make_mask(index, query, module.config._attn_implementation.removeprefix('lyra_'))
         return index.masks[kind]
 
-    def layer_of(self, module:Any, key:Tensor)->LyraLayer:
-        "The layer whose update returned a key: the module's own, or the one whose keys it shares."
+    def layer_of(self,
+        module:Any, # the attention module
+        key:Tensor, # [B, K, S, D], as an update returned it: the very tensor, no copy
+    )->LyraLayer: # the module's own, or the one whose keys it shares
+        "The layer whose update returned a key; raises `LyraError` where there is none."
         layer = self.layers[module.layer_idx]
         if isinstance(layer, LyraLayer) and layer.shown() is key: return layer
         found = next((x for x in self.own if x.shown() is key), None)
@@ -522,15 +553,19 @@ class LyraCache(PolicyLayers):
                                           'so a LyraCache cannot serve this model.')
         return found
 
-    def rebase(self, offset:int|None=None)->int:
-        "Take an offset off all positions, None: as much as nothing held needs; distances stay. Returns the offset."
+    def rebase(self,
+        offset:int|None=None, # in tokens; None: the smallest position that any window holds
+    )->int: # the offset
+        "Subtract an offset from all positions; distances stay. Raises `LyraError` for what is no whole number."
         if offset is None: offset = oldest_held(self)
         number(offset, 'The offset', least=-2**60, most=2**60, whole=True)
         set_base(self, self.rows.base + offset)
         return offset
 
-    def set_persona(self, persona:Any=None)->None:
-        "Exchange the persona from the next forward pass on; what the windows hold of the old one stays there."
+    def set_persona(self,
+        persona:Any=None, # a `Persona`, a list with one per row, or None: no persona
+    )->None:
+        "Exchange the persona from the next forward pass on; raises `LyraError` where a layer could not follow."
         set_personas(self, as_personas(persona, self.config))
 
     def snapshot(self)->'LyraCache':
@@ -538,16 +573,34 @@ class LyraCache(PolicyLayers):
         grown = [b.data for l in self.own if l.index.policy.window is None for b in l.buffers if not b.reserve]
         return copy.deepcopy(self, {id(x): x for x in (self.config, *grown)})
 
-    def reorder_cache(self, beam_idx:Tensor)->None: take_rows(self, beam_idx)
-    def batch_select_indices(self, indices:Tensor)->None: take_rows(self, indices)
-    def batch_repeat_interleave(self, repeats:int)->None:
+    def reorder_cache(self,
+        beam_idx:Tensor, # [B] which of today's rows become the new ones
+    )->None:
+        "Exchange the rows, for beam search; raises `LyraError` for one that there is not."
+        take_rows(self, beam_idx)
+
+    def batch_select_indices(self,
+        indices:Tensor, # [B] rows to keep, or a bool for each row
+    )->None:
+        "Keep some of the rows; raises `LyraError` for one that there is not."
+        take_rows(self, indices)
+
+    def batch_repeat_interleave(self,
+        repeats:int, # 1 or more
+    )->None:
+        "Repeat every row; raises `LyraError` for what is no such number."
         number(repeats, 'repeats', least=1, whole=True)
         take_rows(self, torch.arange(len(self.rows.next)).repeat_interleave(repeats))
 
     def activate_past_recording(self)->None:
+        "Evict nothing until the next turn begins, so that `crop` can take its tokens back."
         for index in self.indexes: index.recording = True
 
-    def crop(self, tokens_to_remove:int)->None: crop(self, tokens_to_remove)
+    def crop(self,
+        tokens_to_remove:int, # 0 or less: how many columns to take back
+    )->None:
+        "Take the last tokens back; raises `LyraError` where older ones would be missing."
+        crop(self, tokens_to_remove)
 
 # %% ../nbs/42_sliding_window.ipynb #00ccf7c5
 def check_model(

@@ -17,11 +17,11 @@ from pydantic import AfterValidator
 
 from .core import Id, LyraError, OpenSchema, Schema, Text, checked, read_json
 
-# %% ../nbs/50_cards.ipynb #42aca7a2
+# %% ../nbs/50_cards.ipynb #1ec77593
 @dataclass(frozen=True)
 class Template:
     "How turns are written."
-    name:str
+    name:str # 'chat' or 'transcript'
     user:str # the user's turn, with {text}, up to where the reply begins
     reply:str # the reply, with {text}
     between:str # what stands between a reply and the next turn
@@ -147,13 +147,13 @@ def check_words(
     except UnicodeEncodeError as e:
         raise LyraError(f'The {what} contains half of a character (a lone surrogate): remove it.') from e
 
-# %% ../nbs/50_cards.ipynb #d0316727
+# %% ../nbs/50_cards.ipynb #cbeead7e
 @dataclass(frozen=True)
 class Probe:
     "A question whose answer tells whether the persona is there."
     __pydantic_config__ = Schema.model_config
-    id:Text
-    question:Text
+    id:Text # what tells it from the card's other probes
+    question:Text # as the user's turn
     prefix:Text # how the reply begins
     expected:Text # how it goes on, with its leading space
     foils:tuple[Text, ...] # how other personas would go on
@@ -171,14 +171,14 @@ class Rule:
 @dataclass(frozen=True)
 class Card:
     "A persona in words."
-    question_id:int|str
-    category:str
-    instruction:str
+    question_id:int|str # what tells it from other cards
+    category:str # as in MT-Bench, such as 'roleplay'
+    instruction:str # says who the persona is, 'You are ...'
     acknowledgement:str|None=None # the persona's reply to the instruction
-    name:str|None=None
-    language:str='en'
-    rule:Rule|None=None
-    probes:tuple[Probe, ...]=()
+    name:str|None=None # of the persona
+    language:str='en' # that it speaks, as a code such as 'es'
+    rule:Rule|None=None # what each of its replies has to do
+    probes:tuple[Probe, ...]=() # questions that tell whether it is there
 
 # %% ../nbs/50_cards.ipynb #f52bce52
 def _one(turns:tuple[str, ...])->tuple[str, ...]:

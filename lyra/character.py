@@ -27,15 +27,19 @@ from .weights import MODELS
 from .cards import Card, Template, as_card, find_template, is_text
 from .persona import Persona, build, said_of
 
-# %% ../nbs/54_character.ipynb #0c4b3238
+# %% ../nbs/54_character.ipynb #32cd043c
 NAMES = re.compile(r'\{\{\s*(char|bot|user|original)\s*\}\}|<(char|bot|user)>', re.I)
 NOTES = re.compile(r'\{\{\s*(?://|comment:|hidden_key:)[^{}]*\}\}', re.I)
 MACROS = re.compile(r'\{\{([^{}]*)\}\}')
 
-def with_line_ends(text:str)->str: return text.replace('\r\n', '\n').replace('\r', '\n')
+def with_line_ends(
+    text:str, # with any line ends
+)->str:
+    "A text with `\\n` at the line ends."
+    return text.replace('\r\n', '\n').replace('\r', '\n')
 
 def spoken(
-    text:str,
+    text:str, # of a card, with macros
     char:str, # the character's name
     user:str='User', # the name of who talks to it
 )->str:
@@ -50,7 +54,7 @@ def unknown_macros(
     "The names of the macros that are still in a text."
     return list(dict.fromkeys(found.split(':')[0].strip()[:30] for found in MACROS.findall(text)))
 
-# %% ../nbs/54_character.ipynb #3cd5f2ae
+# %% ../nbs/54_character.ipynb #395fc8c6
 LONGEST = 100 # characters of a name
 
 def _short(name:str)->str:
@@ -63,11 +67,11 @@ Number = Annotated[float, Field(strict=False)] # or a text such as '7'
 
 class Entry(Schema):
     "What is read of a book's entry."
-    content:str=''
-    constant:Flag=False
-    enabled:Flag=True
-    insertion_order:Number=0.
-    position:str|int=''
+    content:str='' # the fact
+    constant:Flag=False # whether it needs no key word
+    enabled:Flag=True # whether it is on
+    insertion_order:Number=0. # the smallest comes first
+    position:str|int='' # 'before_char', or anything else for after the description
 
     @property
     def is_always(self)->bool:
@@ -142,13 +146,13 @@ PARTS = dict(                                  # field: how its text is written
     after_char='{}', mes_example='Example dialogue:\n{}', first_mes='You say, for example: {}',
     post_history_instructions='{}')
 
-# %% ../nbs/54_character.ipynb #09c2cee2
+# %% ../nbs/54_character.ipynb #036913b2
 Say = Callable[[str], str] # puts names in the places of macros, or does nothing
 
 def turns_of(
     dialogue:str, # of `mes_example`, as it is written
     char:Iterable[str], # the character's names
-    say:Say,
+    say:Say, # puts names in the places of macros
 )->list[tuple[str, str]]: # of the user's turn and the reply; [] where the dialogue is not made of such pairs
     "An example dialogue as turns."
     speaker = '|'.join([r'\{\{char\}\}', '<bot>', '<char>', *(re.escape(name) for name in char if name)])
@@ -159,8 +163,8 @@ def turns_of(
     return list(zip(said[::2], said[1::2]))
 
 def examples_of(
-    x:Fields,
-    say:Say,
+    x:Fields, # of the card
+    say:Say, # puts names in the places of macros
 )->tuple[list[tuple[str, str]], list[str]]: # turns, texts
     "The example dialogues of a card: those that are turns, and the others."
     parts = re.split('<START>', with_line_ends(x.mes_example), flags=re.I)
@@ -168,10 +172,10 @@ def examples_of(
     def lines(text:str)->str: return '\n'.join(line.strip() for line in say(text).split('\n') if line.strip())
     return [turn for turns, _ in found for turn in turns], [lines(part) for turns, part in found if not turns]
 
-# %% ../nbs/54_character.ipynb #afa066ae
+# %% ../nbs/54_character.ipynb #991ed231
 def parts_of(
-    x:Fields,
-    say:Say,
+    x:Fields, # of the card
+    say:Say, # puts names in the places of macros
     texts:list[str], # from `examples_of`
 )->dict[str, list[str]]: # keys of `PARTS`
     "The texts that make a card's instruction, and its greeting; none of them is empty."
@@ -197,7 +201,7 @@ def compose(
     return '\n\n'.join(PARTS[field].format(text) for field in PARTS if not skip.get(field)
                        for text in parts.get(field, []))
 
-# %% ../nbs/54_character.ipynb #56daf0f7
+# %% ../nbs/54_character.ipynb #c8d89ce7
 UNUSED = dict(alternate_greetings='other greetings; first_mes is the one that is read',
               group_only_greetings='greetings of a group chat', assets='pictures and sounds',
               **dict.fromkeys(('creator', 'character_version', 'tags', 'source', 'creation_date', 'modification_date'),
@@ -217,7 +221,7 @@ def _settings(more:Any, ours:bool)->list[str]:
 def unused(
     row:Mapping[str, Any], # parsed JSON
     data:Mapping[str, Any], # from `card_data`
-    x:Fields,
+    x:Fields, # what is read of it
     ours:bool, # whether `extensions.lyra` is read
 )->list[str]: # a line each
     "What a card holds that becomes no part of a persona."
@@ -237,8 +241,10 @@ def unused(
               and data.get(OLD.get(k, k)) != v]
     return said + ([f'beside data: {_listed(beside)}'] if beside else [])
 
-# %% ../nbs/54_character.ipynb #f8abf019
-def lyra_fields(data:Mapping[str, Any])->dict[str, Any]|None:
+# %% ../nbs/54_character.ipynb #fe412203
+def lyra_fields(
+    data:Mapping[str, Any], # from `card_data`
+)->dict[str, Any]|None:
     "What Lyra wrote into a card; None where it did not write it."
     more = data.get('extensions')
     own = more.get('lyra') if isinstance(more, Mapping) else None
@@ -247,7 +253,7 @@ def lyra_fields(data:Mapping[str, Any])->dict[str, Any]|None:
 @dataclass(frozen=True)
 class Character:
     "A character card as a persona in words."
-    card:Card
+    card:Card # the persona, without its examples
     examples:tuple[tuple[str, str], ...]=() # example dialogues as turns, of the user and the character
     used:tuple[str, ...]=() # fields that the card is made of, a line each
     left:tuple[str, ...]=() # what is not used, and why, a line each
@@ -257,8 +263,10 @@ class Character:
         lines = [f'used: {line}' for line in self.used] + [f'not used: {line}' for line in self.left]
         return '\n'.join(lines)
 
-def is_newer(row:Mapping[str, Any])->bool:
-    "Whether a card says that it is of a version after the one that is known."
+def is_newer(
+    row:Mapping[str, Any], # parsed JSON
+)->bool: # False where `spec_version` is no number
+    "Whether a card says that it is of a later version than the specifications that are known here."
     if row.get('spec') not in SPECS: return False
     try: return float(row.get('spec_version', 0)) > (3 if row['spec'] == SPECS[1] else 2)
     except (TypeError, ValueError, OverflowError): return False
@@ -302,7 +310,7 @@ def as_character(
     if is_newer(row): left.append(f"what is new in version {row['spec_version']!s:.20} of {row['spec']}")
     return Character(card, tuple(turns), tuple(_used(parts, x, text, len(turns))), tuple(left))
 
-# %% ../nbs/54_character.ipynb #b3a28d60
+# %% ../nbs/54_character.ipynb #9eaa71bf
 PNG = b'\x89PNG\r\n\x1a\n'
 LARGEST_IMAGE, LARGEST_TEXT = 2**26, 2**24 # bytes
 KEYWORDS = b'ccv3', b'chara' # of a card, the first counts
@@ -326,8 +334,11 @@ def chunks(
         yield kind, body
         at += 12 + length
 
-def chunk(kind:bytes, body:bytes)->bytes:
-    "A chunk of a PNG file."
+def chunk(
+    kind:bytes, # four letters, such as b'tEXt'
+    body:bytes, # its data
+)->bytes:
+    "A chunk of a PNG file, with length and checksum."
     return struct.pack('>I4s', len(body), kind) + body + zlib.crc32(kind + body).to_bytes(4, 'big')
 
 # %% ../nbs/54_character.ipynb #31e91088
@@ -377,9 +388,9 @@ def read_character(
     if len(texts) == 1: return found
     return replace(found, left=(*found.left, 'the chunk chara: the card of version 2 beside that of version 3'))
 
-# %% ../nbs/54_character.ipynb #cc6dc138
+# %% ../nbs/54_character.ipynb #e0fa46ce
 def as_chara_card(
-    card:Card,
+    card:Card, # to be written
     examples:Sequence[tuple[str, str]]=(), # turns of the user and the character
 )->dict[str, Any]: # plain JSON, a `chara_card_v3`
     "A card for other programs; `as_character` gives the same card back."
@@ -397,11 +408,11 @@ def as_chara_card(
     return dict(spec=SPECS[1], spec_version='3.0', data=data)
 
 def write_character(
-    card:Card,
+    card:Card, # to be written
     path:Path|str, # .json or .png, replaced if it exists
     image:Path|str|None=None, # PNG that is the picture, for a .png
     examples:Sequence[tuple[str, str]]=(), # turns of the user and the character
-)->Path:
+)->Path: # the file
     "Write a card for other programs; raises `LyraError` where it cannot be written, or the image is no PNG."
     path, text = Path(path), json.dumps(as_chara_card(card, examples), ensure_ascii=False, indent=1)
     if path.suffix not in ('.json', '.png'): raise LyraError(f'{path}: a character card is a .json or a .png file.')
@@ -429,11 +440,11 @@ def with_card(
     kept.insert(-1, (b'tEXt', b'ccv3\0' + coded))
     return PNG + b''.join(chunk(kind, body) for kind, body in kept)
 
-# %% ../nbs/54_character.ipynb #f059044a
+# %% ../nbs/54_character.ipynb #7186e750
 def card_of(
-    persona:Persona,
+    persona:Persona, # whose text is taken apart
     template:Template, # in which it was written
-    name:str|None=None,
+    name:str|None=None, # of the card; None: the card has none
 )->Character:
     "The card of a persona, as far as its text tells; raises `LyraError` where the template is another."
     def around(pattern:str)->list[str]: return pattern.format(text='\0').split('\0')
@@ -451,10 +462,11 @@ def card_of(
     return Character(as_card(dict(question_id=persona.fingerprint()[:12], category='persona', turns=[text], name=name,
                                   acknowledgement=reply), 'The persona'), tuple(turns))
 
-# %% ../nbs/54_character.ipynb #e20ceba1
+# %% ../nbs/54_character.ipynb #d525367d
 def build_character(
-    model:Any, tokenizer:Any, # as for `lyra.persona.build`
-    found:Character,
+    model:Any, # as for `lyra.persona.build`
+    tokenizer:Any, # of that model
+    found:Character, # card and examples
     *,
     acknowledgement:str|None=None, # the reply to the instruction; None: the card's, else the model writes one
     template:str|None=None, # 'chat' or 'transcript', see `lyra.cards.find_template`
@@ -468,7 +480,7 @@ def build_character(
         said += [dict(role=role, content=text) for role, text in zip(('user', 'assistant'), pair)]
     return build(model, tokenizer, messages=said, template=template)
 
-# %% ../nbs/54_character.ipynb #f1ac218b
+# %% ../nbs/54_character.ipynb #84e67809
 def _facts(persona:Persona)->dict[str, str]:
     "What a persona knows of itself, for a page."
     made = persona.made_with
@@ -479,7 +491,7 @@ def _facts(persona:Persona)->dict[str, str]:
             'made with': versions, 'fingerprint': persona.fingerprint()}
 
 def hub_card(
-    persona:Persona,
+    persona:Persona, # whose page it is
     file:str, # the name of its file
     licence:str|None=None, # of the persona's words, such as apache-2.0
 )->str: # Markdown

@@ -34,14 +34,14 @@ from .decoders import decoder_of
 from .persona import Persona, weights_hash
 from .journal import Journal
 
-# %% ../nbs/61_chat.ipynb #c005
+# %% ../nbs/61_chat.ipynb #b9fe8a66
 @dataclass(frozen=True)
 class Conversation:
     "The user's turns of one conversation, and a reference reply to each where there is one."
-    question_id:int|str
-    category:str
-    turns:tuple[str, ...]
-    reference:tuple[str, ...]=()
+    question_id:int|str # what tells it from the file's others
+    category:str # such as 'roleplay'
+    turns:tuple[str, ...] # of the user, one or more
+    reference:tuple[str, ...]=() # a reply to each turn, or none at all
 
 # %% ../nbs/61_chat.ipynb #f629089d
 class ConversationLine(OpenSchema):
@@ -91,22 +91,38 @@ def read_conversations(
     raise LyraError(f'{path} holds no conversations: each line is '
                     '{"question_id": 1, "category": "writing", "turns": ["...", "..."]}.')
 
-# %% ../nbs/61_chat.ipynb #a62262cd
+# %% ../nbs/61_chat.ipynb #5c47fa8f
 class Watcher(Protocol):
     "Who is told of every attention."
-    def attended(self, module, query:Tensor, key:Tensor, mask:Tensor|None, /)->None:
-        "A layer is about to attend: query [B, H, T, D], key [B, K, S, D], mask as the attention interface gets it."
+    def attended(self,
+        module:Any, # the attention module
+        query:Tensor, # [B, H, T, D], after RoPE
+        key:Tensor, # [B, K, S, D], what the cache shows to these queries
+        mask:Tensor|None, # as the attention interface gets it
+        /,
+    )->None:
+        "A layer is about to attend."
 
 class Listener(Watcher, Protocol):
     "Who is told of everything in a session; after a turn that was undone there is no `end`."
-    def begin(self, reply_start:int, /)->None:
-        "A turn begins, with `reply_start` tokens before its reply."
+    def begin(self,
+        reply_start:int, # tokens of the turn before its reply, pending ones included
+        /,
+    )->None:
+        "A turn begins."
 
-    def heard(self, ids:Sequence[int], logits:Tensor, /)->None:
-        "A forward pass is over: the tokens that it read, and the logits [T, vocabulary] behind each."
+    def heard(self,
+        ids:Sequence[int], # T tokens that were read
+        logits:Tensor, # [T, vocabulary] after each of them
+        /,
+    )->None:
+        "A forward pass is over."
 
-    def end(self, row:dict, /)->None:
-        "A turn is over, and this is its row."
+    def end(self,
+        row:dict, # as `turn_row` makes it
+        /,
+    )->None:
+        "A turn is over, and its row is kept."
 
 # %% ../nbs/61_chat.ipynb #e6985008
 @dataclass(frozen=True)
@@ -115,10 +131,10 @@ class Edge:
     pending:tuple[int, ...]=() # tokens that are to be read before the next turn's
     at_start:bool=False # whether no separator is due
 
-# %% ../nbs/61_chat.ipynb #f9e0d3d5
+# %% ../nbs/61_chat.ipynb #7e21fc4f
 @torch.no_grad()
 def check_finite(
-    model:Any,
+    model:Any, # with a decoder that can be run without a cache
     tokens:Tensor, # [B, T] that it has read
     logits:Tensor, # any shape, that it has computed from them
 )->None:
@@ -131,7 +147,7 @@ def check_finite(
     raise LyraError(f'The model computes numbers that are not finite in {decoder.dtype}, first {where}: load it in '
                     'float32 or bfloat16, or check its weights.')
 
-# %% ../nbs/61_chat.ipynb #c475faaa
+# %% ../nbs/61_chat.ipynb #2d13abbf
 class SessionState:
     "What a session is made of: a model, its cache, and what waits to be read. `feed` reads tokens."
     def __init__(self,
@@ -171,17 +187,25 @@ class SessionState:
         "How turns are written."
         return find_template(self.tokenizer, self.settings['template'])
 
-    def ids(self, text:str)->list[int]:
-        "The tokens of a text, and nothing before them."
+    def ids(self,
+        text:str, # any text; '' gives []
+    )->list[int]:
+        "The tokens of a text, without a `<bos>` or anything else added."
         return self.tokenizer(text, add_special_tokens=False)['input_ids']
 
-    def prompt(self, text:str)->str:
+    def prompt(self,
+        text:str, # the user's words
+    )->str: # with the separator before it, where one is due
         "A user's turn as text, up to where the reply begins."
         return ('' if self.edge.at_start else self.template.between) + self.template.user.format(text=text)
 
     @torch.no_grad()
-    def feed(self, ids:Sequence[int], *, keep:int=0)->Tensor: # [T or keep, vocabulary]
-        "Read the pending tokens and these; returns the logits behind each, or behind the last `keep` of them."
+    def feed(self,
+        ids:Sequence[int], # tokens, read after the pending ones
+        *,
+        keep:int=0, # give the logits of this many last tokens; 0: of all, as a recorder always gets them
+    )->Tensor: # [T or keep, vocabulary]
+        "Read tokens, and give the logits after them; raises `LyraError` for no tokens, or logits that are not finite."
         ids, self.edge = [*self.edge.pending, *ids], replace(self.edge, pending=())
         if not ids: raise LyraError('There is nothing to read: give at least one token.')
         watch, recorder = self.cache.watch, self.recorder
@@ -193,10 +217,10 @@ class SessionState:
         if recorder is not None: recorder.heard(ids, logits)
         return logits
 
-# %% ../nbs/61_chat.ipynb #5bf20abf
+# %% ../nbs/61_chat.ipynb #c334d337
 def check_persona(
-    session:SessionState,
-    persona:Persona,
+    session:SessionState, # that is to speak as it; keeps the digest of its model in `weights`
+    persona:Persona, # to be checked
 )->None:
     "Raises `LyraError` unless the persona was made for the session's model and template."
     if not isinstance(persona, Persona):
@@ -208,22 +232,22 @@ def check_persona(
         raise LyraError(f'The persona was made with the template {theirs!r}, the session has {mine!r}: '
                         f'open the session with template={theirs!r}, or build the persona with template={mine!r}.')
 
-# %% ../nbs/61_chat.ipynb #fc5dcd92
+# %% ../nbs/61_chat.ipynb #8b841396
 def check_texts(
-    session:SessionState,
-    **texts:str, # what each is -> the text
+    session:SessionState, # whose template and tokenizer decide
+    **texts:str, # of one turn: what the error calls a text -> the text
 )->None:
-    "Raises `LyraError` for texts that cannot be a turn."
+    "Raises `LyraError` for a text that is empty or could end its turn, or where all have too many tokens."
     for what, text in texts.items(): check_words(session.tokenizer, session.template, what, text)
     n, most = sum(len(session.ids(t)) for t in texts.values()), session.cache.config.max_position_embeddings - 64
     if n > most: raise LyraError(f'The turn has {n} tokens, a turn may have {most}: shorten it.')
 
-# %% ../nbs/61_chat.ipynb #a81698fe
+# %% ../nbs/61_chat.ipynb #d1e8459d
 @contextmanager
 def undoable(
-    session:SessionState,
+    session:SessionState, # whose cache and edge are put back
 )->Iterator[None]:
-    "What the block changes in a session is undone where the block is interrupted."
+    "Undo what the block changes in a session if the block fails; raises `LyraError` where a turn is being held."
     if session.busy:
         raise LyraError('A reply is still being streamed: take all of its pieces, or close the stream, '
                         'before the next turn.')
@@ -235,9 +259,9 @@ def undoable(
         raise
     finally: session.busy = False
 
-# %% ../nbs/61_chat.ipynb #7c04634b
+# %% ../nbs/61_chat.ipynb #e18820d2
 def ends_reply(
-    session:SessionState,
+    session:SessionState, # whose model and template have the stops
     reply:list[int], # tokens so far
     token:int, # that the model has chosen
 )->bool:
@@ -294,7 +318,7 @@ def sampling_of(
         raise LyraError(f"A reply is not drawn by {unknown[0]!r}: choose from {', '.join(known)}.")
     return Sampling(**options)
 
-# %% ../nbs/61_chat.ipynb #8fd5cc0e
+# %% ../nbs/61_chat.ipynb #69942526
 @dataclass(frozen=True, eq=False)
 class Asked:
     "A question, off the record, up to where the answer begins."
@@ -304,7 +328,7 @@ class Asked:
     def score(self,
         answer:str, # what should follow, with its leading space
     )->tuple[float, int]: # log-probability (nats, summed over its tokens); worst rank among them, 1 is the first choice
-        "How likely an answer is."
+        "How likely an answer is; raises `LyraError` for an empty one."
         ids = self.session.ids(answer)
         if not ids: raise LyraError('The answer is empty: give the text that should follow.')
         logits = self.logits[None]                                                          # [n, vocabulary]
@@ -313,7 +337,7 @@ class Asked:
         logprob = (chosen - logits.logsumexp(-1)).sum().item()
         return logprob, int((logits > chosen[:, None]).sum(-1).max()) + 1
 
-# %% ../nbs/61_chat.ipynb #17e1f5bc
+# %% ../nbs/61_chat.ipynb #bcb84e79
 class ChatSession(SessionState):
     "A conversation with a persona, or without one, turn by turn over one `LyraCache`."
     @property
@@ -321,18 +345,31 @@ class ChatSession(SessionState):
         "How many turns the conversation has so far."
         return sum('user' in row for row in self.turns)
 
-    def stream(self, text:str, **sampling)->Iterator[str]:
-        "A turn whose reply the model makes, piece by piece as it comes; options as for `Sampling`."
+    def stream(self,
+        text:str, # the user's turn
+        **sampling, # fields of `Sampling`
+    )->Iterator[str]: # the turn is held while the pieces are taken
+        "A turn whose reply the model writes, piece by piece; raises `LyraError` for what cannot be a turn."
         return speak(self, text, sampling_of(sampling))
 
-    def say(self, text:str, *, on_text:Callable[[str], object]|None=None, **sampling)->str:
-        "A turn whose reply the model makes: returned, and its pieces shown to `on_text`; options as for `Sampling`."
+    def say(self,
+        text:str, # the user's turn
+        *,
+        on_text:Callable[[str], object]|None=None, # is called with each piece of the reply as it comes
+        **sampling, # fields of `Sampling`
+    )->str: # the whole reply
+        "A turn whose reply the model writes; raises `LyraError` for what cannot be a turn."
         for piece in self.stream(text, **sampling):
             if on_text is not None: on_text(piece)
         return self.turns[-1]['reply']
 
-    def tell(self, text:str, reply:str, *, scored:bool=True)->Tensor: # [n], [0] where it is not `scored`
-        "A turn whose reply is given (teacher forcing); returns the NLL in nats of the turn's tokens but the first."
+    def tell(self,
+        text:str, # the user's turn
+        reply:str, # that the persona is to have given
+        *,
+        scored:bool=True, # False: compute no NLL
+    )->Tensor: # [n] NLL in nats of the turn's tokens but the first; [0] where not `scored`
+        "A turn whose reply is given (teacher forcing); raises `LyraError` for what cannot be a turn."
         return hear(self, text, reply, scored)
 
     def off_the_record(self)->Self:
@@ -342,8 +379,13 @@ class ChatSession(SessionState):
         twin.journal, twin.recorder, twin.cache.watch, twin.busy = None, None, None, False
         return twin
 
-    def ask(self, question:str, prefix:str='', *, listener:Watcher|None=None)->Asked:
-        "Ask off the record, with the first words of the reply; `listener` is told of the attention to the question."
+    def ask(self,
+        question:str, # as the user's turn
+        prefix:str='', # first words of the reply
+        *,
+        listener:Watcher|None=None, # who is told of the attention to question and prefix
+    )->Asked: # that scores any answer
+        "Ask a question off the record."
         twin = self.off_the_record()
         twin.cache.begin_turn()
         twin.cache.watch = listener
@@ -352,58 +394,73 @@ class ChatSession(SessionState):
         twin.cache.watch, twin.edge = None, Edge()
         return Asked(twin, logits)
 
-    def score(self, question:str, prefix:str, answer:str)->tuple[float, int]: # nats, rank
-        "How likely an answer is to a question asked off the record: its log-probability, and its worst token's rank."
+    def score(self,
+        question:str, # as the user's turn
+        prefix:str, # first words of the reply; '' for none
+        answer:str, # what should follow, with its leading space
+    )->tuple[float, int]: # log-probability in nats, summed over the answer's tokens; their worst rank
+        "How likely an answer is to a question that is asked off the record; raises `LyraError` for an empty answer."
         return self.ask(question, prefix).score(answer)
 
-    def reply(self, question:str, **sampling)->str:
-        "The model's reply to a question asked off the record; options as for `Sampling`."
+    def reply(self,
+        question:str, # as the user's turn
+        **sampling, # fields of `Sampling`
+    )->str:
+        "The model's reply to a question that is asked off the record; raises `LyraError` as `say` does."
         return self.off_the_record().say(question, **sampling)
 
-    def set_persona(self, persona:Persona|None)->None:
-        "Exchange the persona from the next turn on (None: no persona); what was said stays said."
+    def set_persona(self,
+        persona:Persona|None, # who speaks from the next turn on; None: nobody in particular
+    )->None:
+        "Exchange the persona; what was said stays. Raises `LyraError`, and keeps the old one, where it does not fit."
         with undoable(self):
             if persona is not None: check_persona(self, persona)
             self.cache.set_persona(persona)
             if not self.heard: self._open()
             note(self, dict(persona=keep_persona(persona, self.journal) if persona and self.journal else None))
 
-    def save(self, folder)->Path: # the folder
-        "Write the session to a folder (what lies there is replaced), and append every further turn."
+    def save(self,
+        folder:Path|str, # made where it does not exist; a session that lies there is replaced
+    )->Path: # the folder
+        "Write the session to a folder, and append every further turn; raises `LyraError` where that is impossible."
         return save_session(self, Path(folder))
 
     @classmethod
-    def load(cls, folder, model:Any, tokenizer:PreTrainedTokenizerBase)->Self:
-        "Read a session that goes on in its folder; raises `LyraError` where it is damaged or of another model."
+    def load(cls,
+        folder:Path|str, # that `save` wrote
+        model:Any, # the one that the session was held with
+        tokenizer:PreTrainedTokenizerBase, # of that model
+    )->Self: # goes on appending to the folder
+        "Read a session; raises `LyraError` where it is damaged, or was held with another model."
         return load_session(cls, Path(folder), model, tokenizer)
 
-# %% ../nbs/61_chat.ipynb #fc265e05
+# %% ../nbs/61_chat.ipynb #7d3776e7
 def note(
-    session:SessionState,
+    session:SessionState, # that keeps the row
     row:dict, # a finished turn, or an exchanged persona
 )->None:
-    "Keep a row, on disk too where the session has a journal."
+    "Keep a row, on disk too where the session has a journal; raises `LyraError` where it cannot be written."
     if session.journal is not None: session.journal.append(row)
     session.turns.append(row)
     if session.journal is not None and len(session.turns) % EVERY == 0: keep_state(session)
 
 def turn_row(
     session:ChatSession, # after the turn
-    user:str,
-    reply:str,
+    user:str, # the user's words
+    reply:str, # the persona's
     ids:list[int], # of the whole turn, those included that were pending before it or are now
 )->dict:
     "A finished turn as a row."
     return dict(turn=session.heard + 1, user=user, reply=reply, ids=ids, pending=list(session.edge.pending),
                 at_start=session.edge.at_start)
 
-# %% ../nbs/61_chat.ipynb #5762ebf7
+# %% ../nbs/61_chat.ipynb #81eb41f1
 def speak(
-    session:ChatSession,
+    session:ChatSession, # that holds the turn
     text:str, # the user's turn
-    sampling:Sampling,
+    sampling:Sampling, # how the reply is drawn
 )->Iterator[str]: # pieces of the reply, as they come
-    "A turn whose reply the model makes."
+    "A turn whose reply the model writes; raises `LyraError` for what cannot be a turn."
     with undoable(session):
         check_texts(session, text=text)
         session.cache.begin_turn()
@@ -429,14 +486,14 @@ def speak(
         note(session, turn_row(session, text, words.strip(), [*ids, *reply]))
     if session.recorder is not None: session.recorder.end(session.turns[-1])
 
-# %% ../nbs/61_chat.ipynb #119da9fa
+# %% ../nbs/61_chat.ipynb #2d408f5a
 def hear(
-    session:ChatSession,
+    session:ChatSession, # that hears the turn
     text:str, # the user's turn
     reply:str, # the persona's, given
     scored:bool, # whether the NLL is wanted
 )->Tensor: # [n] NLL in nats of the turn's tokens but the first; [0] where it is not wanted
-    "A turn whose reply is given."
+    "A turn whose reply is given; raises `LyraError` for what cannot be a turn."
     with undoable(session):
         check_texts(session, text=text, reply=reply)
         session.cache.begin_turn()
@@ -451,12 +508,12 @@ def hear(
     answers = torch.tensor(ids[1:], device=logits.device)
     return torch.nn.functional.cross_entropy(logits[:-1].float(), answers, reduction='none').cpu()
 
-# %% ../nbs/61_chat.ipynb #619cdfad
+# %% ../nbs/61_chat.ipynb #7672dc09
 def replay(
-    session:SessionState,
+    session:SessionState, # in the state that it had before the turn
     row:Mapping, # a finished turn
 )->None:
-    "Read a recorded turn."
+    "Read a finished turn from its row."
     session.cache.begin_turn()
     session.edge = Edge()                                       # what was pending is among the row's ids
     session.feed(row['ids'][:len(row['ids']) - len(row['pending'])], keep=1)
@@ -484,24 +541,24 @@ def from_json(
     if isinstance(window, list): window = dict(window)
     return dict(plain, policy=policy, window_size=window)
 
-# %% ../nbs/61_chat.ipynb #b887d39a
+# %% ../nbs/61_chat.ipynb #fd0d2fc6
 def _persona_file(persona:Persona)->str:
     "The name of a persona's file."
     return f'persona-{persona.fingerprint()[:12]}.safetensors'
 
 def keep_persona(
-    persona:Persona,
+    persona:Persona, # to be written, if its file is not there yet
     journal:Journal, # in whose folder it is to lie
 )->str: # the file's name
-    "Lay a persona beside the journal."
+    "Save a persona beside the journal; raises `LyraError` where it cannot be written."
     path = journal.path.with_name(_persona_file(persona))
     if not path.exists(): persona.save(path)
     return path.name
 
 def kept_persona(
     name:str|None, # as `keep_persona` gave it
-    journal:Journal,
-)->Persona|None:
+    journal:Journal, # in whose folder it lies
+)->Persona|None: # None without a name
     "Read a persona that lies beside the journal; raises `LyraError` where it is another one."
     if name is None: return None
     persona = Persona.load(path := journal.path.with_name(name))
@@ -509,19 +566,21 @@ def kept_persona(
         raise LyraError(f'{path} is not the persona that the session was held with: put that one back.')
     return persona
 
-# %% ../nbs/61_chat.ipynb #b66694d1
+# %% ../nbs/61_chat.ipynb #be79cae4
 STATE, EVERY = 'state.safetensors', 8 # the file; rows from one writing to the next
 
-def keep_state(session:SessionState)->None:
+def keep_state(
+    session:SessionState, # without a journal, or a bound, nothing is written
+)->None:
     "Write the state of a session's cache beside its journal, where that has a bound."
     if session.journal is None or not is_bounded(session.cache): return
     about = dict(rows=len(session.turns), after=session.journal.last, pending=list(session.edge.pending),
                  at_start=session.edge.at_start)
     with suppress(OSError): save_state(session.cache, session.journal.path.with_name(STATE), about)
 
-# %% ../nbs/61_chat.ipynb #3fd2e472
+# %% ../nbs/61_chat.ipynb #0d764b42
 def describe_model(
-    model:Any,
+    model:Any, # with a decoder
 )->dict[str, str]: # 'model': folder or hub id, as an absolute path; 'dtype'
     "Where a model comes from, as far as it knows."
     place = str(decoder_of(model).config.name_or_path or '')
@@ -529,17 +588,17 @@ def describe_model(
                 dtype=str(model.dtype).removeprefix('torch.'))
 
 def session_header(
-    folder, # that a session was saved to
+    folder:Path|str, # that a session was saved to
 )->dict[str, Any]: # settings, weights, persona, model, dtype
     "What a saved session says of itself; raises `LyraError` where there is none, or it is damaged."
     return Journal(folder).read()[0]
 
-# %% ../nbs/61_chat.ipynb #9b392655
+# %% ../nbs/61_chat.ipynb #2110c564
 def save_session(
-    session:ChatSession,
+    session:ChatSession, # to be written, and to go on in the folder
     folder:Path, # made where it does not exist
 )->Path: # the folder
-    "Write a session to a folder, where every further turn is appended."
+    "Write a session to a folder; raises `LyraError` where that is impossible, or a persona was exchanged unsaved."
     if any('persona' in row for row in session.turns):
         raise LyraError('A session whose persona was exchanged is saved from its beginning: '
                         'call save() before the first turn.')
@@ -553,7 +612,7 @@ def save_session(
     if session.turns: keep_state(session)
     return folder
 
-# %% ../nbs/61_chat.ipynb #316b95c7
+# %% ../nbs/61_chat.ipynb #a53b38a6
 def _fault(session:ChatSession, row:Mapping)->str:
     "What is wrong with a row as the next one, '' if nothing."
     if 'persona' in row: return ''
@@ -569,9 +628,9 @@ def _check(session:ChatSession, row:Mapping, journal:Journal)->None:
 def take_state(
     session:ChatSession, # new
     rows:Sequence[Mapping], # of its journal
-    journal:Journal,
-)->int: # how many rows need not be read
-    "Bring a session to the state that lies beside its journal, where there is one that belongs to it."
+    journal:Journal, # beside which the state may lie
+)->int: # how many rows the state covers; 0: there is none that fits
+    "Bring a session to the state that lies beside its journal; raises `LyraError` for a row that cannot come next."
     found = load_state(journal.path.with_name(STATE)) if is_bounded(session.cache) else None
     if found is None: return 0
     (tensors, note), about = found, found[1]['about']
@@ -588,12 +647,12 @@ def take_state(
 
 _Session = TypeVar('_Session', bound=ChatSession)
 
-# %% ../nbs/61_chat.ipynb #4716f626
+# %% ../nbs/61_chat.ipynb #183a9fd0
 def load_session(
-    cls:type[_Session],
+    cls:type[_Session], # of the session
     folder:Path, # that `save` wrote
-    model:Any,
-    tokenizer:PreTrainedTokenizerBase,
+    model:Any, # the one that it was held with
+    tokenizer:PreTrainedTokenizerBase, # of that model
 )->_Session: # goes on appending to the folder
     "Read a session; raises `LyraError` where it is damaged or was held with another model."
     journal = Journal(folder)

@@ -18,7 +18,7 @@ from typing import Any
 from .core import LyraError, data_path, number, tiny_config, write_file
 from .policy import NEVER, PRESETS, preset
 
-# %% ../nbs/91_cli.ipynb #5fdffbe1
+# %% ../nbs/91_cli.ipynb #5be92878
 COUNT = dict(least=1, most=10**6, whole=True)           # of turns, tokens
 SEED = dict(least=-2**63, most=2**64 - 1, whole=True)   # what a torch generator takes
 REPLY:dict[str, dict[str, Any]] = dict(                 # how replies are drawn
@@ -32,8 +32,11 @@ def _option(name:str)->str:
     "An argument's name as it is typed."
     return '--' + name.replace('_', '-')
 
-def check(args, **limits:dict[str, Any])->None:
-    "Raises `LyraError` for an argument outside its limits, which are those of `lyra.core.number`."
+def check(
+    args, # parsed arguments
+    **limits:dict[str, Any], # an argument's name -> limits, as `lyra.core.number` takes them
+)->None:
+    "Raises `LyraError` for an argument outside its limits."
     for name, limit in limits.items():
         given = getattr(args, name, None)
         for value in given if isinstance(given, list) else [given]:
@@ -51,22 +54,29 @@ def _path(given:str)->Path:
     "An argument that names a file or a folder."
     return Path(_text(given))
 
-# %% ../nbs/91_cli.ipynb #6a4dfdd5
+# %% ../nbs/91_cli.ipynb #2d143b71
 def _shown(text:str)->str:
     "Text for the terminal, with control characters as visible escapes."
     from lyra.plots import printable
     return printable(text, keep='\n\t')
 
-def out(text:Any='', end:str='\n')->None:
-    "Print a result, at once."
+def out(
+    text:Any='', # is printed as `str` gives it
+    end:str='\n', # what follows it
+)->None:
+    "Print a result on standard output, at once; raises `OSError` where nobody reads it."
     print(_shown(str(text)), end=end, flush=True)
 
-def tell(text:str)->None:
-    "Say something on standard error."
+def tell(
+    text:str, # of any number of lines
+)->None:
+    "Print something on standard error, if that is open."
     with suppress(OSError): print(_shown(text), file=sys.stderr, flush=True)
 
-def complain(text:str)->None:
-    "Say one sentence about what is wrong."
+def complain(
+    text:str, # one sentence; line ends become spaces
+)->None:
+    "Print what is wrong on standard error, after the command's name."
     tell(f"lyra: {' '.join(text.split())}")
 
 # %% ../nbs/91_cli.ipynb #50629e49
@@ -83,8 +93,10 @@ def _load(args)->tuple: # tokenizer, model
     model, tokenizer = load(args.model, **_placed(args))
     return tokenizer, model
 
-# %% ../nbs/91_cli.ipynb #af3d9836
-def models(args)->int: # exit code
+# %% ../nbs/91_cli.ipynb #f1e6f08c
+def models(
+    args, # of `lyra models`; none are used
+)->int: # exit code, 0
     "List the built-in models."
     from lyra.weights import list_models
     for m in list_models():
@@ -93,8 +105,10 @@ def models(args)->int: # exit code
     out('\nAny other decoder: --model FOLDER, or --model HUB_ID.')
     return 0
 
-def verify_model(args)->int: # exit code: 1 if a row fails
-    "Hold a model's cache and persona against the plain truth, and print the table."
+def verify_model(
+    args, # of `lyra verify`
+)->int: # exit code: 1 if a row fails
+    "Compare a model's cache and persona with stock, and print the table; raises `LyraError` for no such model."
     from lyra.decoders import load_attached
     from lyra.exact import report, verify
     from lyra.weights import load_tokenizer
@@ -106,10 +120,12 @@ def verify_model(args)->int: # exit code: 1 if a row fails
     out(report(rows))
     return 0 if all(r.holds for r in rows) else 1
 
-# %% ../nbs/91_cli.ipynb #5fd95437
+# %% ../nbs/91_cli.ipynb #ae3b2ec4
 IMAGES = '.png', '.jpg', '.jpeg', '.webp', '.gif', '.charx'                 # of which a .png can hold a card
 
-def read_source(path:Path): # `Character` or `Persona`
+def read_source(
+    path:Path, # of a card or a saved persona, told apart by the ending
+): # `Character` or `Persona`
     "What a persona's file holds; raises `LyraError` for a file that cannot be one."
     from lyra.persona import Persona
     return _card(path) if path.suffix.lower() in ('.json', *IMAGES) else Persona.load(path)
@@ -141,9 +157,11 @@ def _check_system(args)->None:
     if args.system is not None and given is not None:
         raise LyraError(f'--system is a persona of its own: leave out {given}, or --system.')
 
-# %% ../nbs/91_cli.ipynb #e4ea1154
-def persona_build(args)->int: # exit code
-    "Build a persona from a card, or a system prompt, and save it."
+# %% ../nbs/91_cli.ipynb #f943dbcb
+def persona_build(
+    args, # of `lyra persona build`
+)->int: # exit code, 0
+    "Build a persona from a card, or a system prompt, and save it; raises `LyraError` for what cannot be one."
     _check_system(args)
     if args.card is None and args.system is None: raise LyraError('A persona is made of words: name a card, or pass '
                                                                   '--system "You are ...".')
@@ -160,9 +178,11 @@ def persona_build(args)->int: # exit code
     out(f'{persona.text}\n\n{persona.save(file)}: {len(persona)} tokens, {persona.nbytes/1e6:.1f} MB')
     return 0
 
-# %% ../nbs/91_cli.ipynb #3738ad02
-def persona_show(args)->int: # exit code
-    "Say what is in a persona file."
+# %% ../nbs/91_cli.ipynb #6d364cf2
+def persona_show(
+    args, # of `lyra persona show`
+)->int: # exit code, 0
+    "Print what is in a persona's file; raises `LyraError` where it is no persona, or damaged."
     from lyra.persona import Persona
     persona = Persona.load(args.file)
     made, dtype = persona.made_with, str(persona.dtype).removeprefix('torch.')
@@ -174,9 +194,11 @@ def persona_show(args)->int: # exit code
     out(f'fingerprint {persona.fingerprint()}')
     return 0
 
-# %% ../nbs/91_cli.ipynb #be9e5a8b
-def persona_card(args)->int: # exit code
-    "Write a page for a hub about a persona file."
+# %% ../nbs/91_cli.ipynb #baa5c363
+def persona_card(
+    args, # of `lyra persona card`
+)->int: # exit code, 0
+    "Write a page for a hub about a persona's file; raises `LyraError` for what is no persona."
     from lyra.character import hub_card
     from lyra.persona import Persona
     page = hub_card(Persona.load(args.file), args.file.name, args.licence)
@@ -185,8 +207,10 @@ def persona_card(args)->int: # exit code
     else: write_file(args.output, page.encode())
     return 0
 
-def persona_export(args)->int: # exit code
-    "Write a card, or that of a saved persona, for other programs."
+def persona_export(
+    args, # of `lyra persona export`
+)->int: # exit code, 0
+    "Write a card, or that of a saved persona, for other programs; raises `LyraError` where it cannot be made."
     from lyra.character import card_of, write_character
     from lyra.cards import find_template
     from lyra.persona import Persona
@@ -203,10 +227,12 @@ def persona_export(args)->int: # exit code
     out(write_character(source.card, args.output, args.image, source.examples))
     return 0
 
-# %% ../nbs/91_cli.ipynb #a3b83ecc
+# %% ../nbs/91_cli.ipynb #266830a2
 NEED_PERSONA = tuple(name for name in PRESETS if preset(name, tiny_config()).persona)
 
-def check_policy(args)->None:
+def check_policy(
+    args, # of `lyra chat`, with a policy
+)->None:
     "Raises `LyraError` for an option that the policy has no use for."
     usual = preset(args.policy, tiny_config())
     for name, used in dict(window=usual.window, gain=usual.persona, sinks=usual.sinks).items():
@@ -331,9 +357,11 @@ def beyond(
              'replies may get worse from here on, which does not happen under a policy with a window')
     return f'The conversation has {cache.tokens_seen} tokens, the model was made for {most}: {means}.\n'
 
-# %% ../nbs/91_cli.ipynb #1f4e4c8a
-def chat(args)->int: # exit code
-    "Converse, in a terminal or over a file; returns 0."
+# %% ../nbs/91_cli.ipynb #0a18d140
+def chat(
+    args, # of `lyra chat`
+)->int: # exit code, 0
+    "Converse, in a terminal or over a file; raises `LyraError` for wrong input, and where a turn over a file fails."
     check(args, turns=COUNT, seed=SEED, **CACHE, **REPLY)
     if args.turns is not None and args.input is None:
         raise LyraError('--turns cuts the turns of --input: name a file with it, or leave it out.')
@@ -385,9 +413,14 @@ def pick_turns(
                         'lower --turns or give a longer --input.')
     return turns[:n]
 
-# %% ../nbs/91_cli.ipynb #fc27eee9
-def say_aloud(session, policy:str, text:str, **sampling)->dict: # row
-    "A turn whose reply is printed as it comes."
+# %% ../nbs/91_cli.ipynb #a5d08ed5
+def say_aloud(
+    session, # a `ChatSession`
+    policy:str, # its name, printed before the reply
+    text:str, # the user's turn
+    **sampling, # fields of `lyra.chat.Sampling`
+)->dict: # a row of the demo's log
+    "Hold a turn whose reply is printed as it comes; raises `LyraError` for what cannot be a turn."
     start = time.perf_counter()
     out(f'{policy:>12} │ ', end='')
     reply = session.say(text, on_text=lambda piece: out(piece.replace('\n', ' '), end=''), **sampling)
@@ -395,15 +428,15 @@ def say_aloud(session, policy:str, text:str, **sampling)->dict: # row
     return dict(policy=policy, turn=session.heard, user=text, reply=reply, tokens=session.cache.tokens_seen,
                 bytes=session.cache.nbytes, seconds=time.perf_counter() - start)
 
-# %% ../nbs/91_cli.ipynb #a73c7584
+# %% ../nbs/91_cli.ipynb #ad664ba6
 MEASURES = dict(fact="persona's facts said, share", healthy='healthy replies, share', distinct='distinct, share',
                 loops='loops, share', echo="quotes the persona's text, share", relevance='relevance, nats a token',
                 length='words a reply')
 
 def side_by_side(
     asked:Mapping[str, Mapping[str, str]], # who and when -> question -> reply
-    questions:Sequence[str],
-)->str:
+    questions:Sequence[str], # those to show, in order
+)->str: # text
     "Answers to the same questions, one below the other."
     wide = max(map(len, asked))
     return '\n\n'.join(question + ''.join(f"\n{who:>{wide + 2}} │ {' '.join(replies[question].split())}"
@@ -418,9 +451,15 @@ def both_axes(
                for who, rows in found.items()}
     return pd.DataFrame(columns).loc[list(MEASURES)].rename(index=MEASURES).round(2).to_string()
 
-# %% ../nbs/91_cli.ipynb #96194f86
-def save(args, folder:Path, rows:list[dict], asked:Mapping[str, Mapping[str, str]], found:Mapping)->None:
-    "Write settings and numbers (JSON), the turns (CSV), and the answers side by side (HTML)."
+# %% ../nbs/91_cli.ipynb #18c70de7
+def save(
+    args, # of `lyra demo`, kept as settings
+    folder:Path, # that exists
+    rows:list[dict], # of the turns, as `say_aloud` gives them
+    asked:Mapping[str, Mapping[str, str]], # who and when -> question -> reply
+    found:Mapping, # who and when -> measures, as `both_axes` takes them
+)->None:
+    "Write settings and numbers (JSON), the turns (CSV), and the answers side by side (HTML); raises `OSError`."
     import pandas as pd
     from lyra.health import page
     from lyra.plots import csv_text
@@ -433,9 +472,11 @@ def save(args, folder:Path, rows:list[dict], asked:Mapping[str, Mapping[str, str
                for who, replies in asked.items() for q, r in replies.items()]
     write_file(folder/'replies.html', page(pd.DataFrame(answers), 'lyra demo').encode())
 
-# %% ../nbs/91_cli.ipynb #cea322b2
-def demo(args)->int: # exit code
-    "Run the demo; returns 0."
+# %% ../nbs/91_cli.ipynb #4a4a013e
+def demo(
+    args, # of `lyra demo`
+)->int: # exit code, 0
+    "Hold one conversation under two policies, and measure both; raises `LyraError` for wrong input."
     from lyra.cards import read_card
     from lyra.chat import read_conversations
     check(args, turns=COUNT, seed=SEED, **CACHE, **REPLY)
@@ -542,9 +583,11 @@ def _plan(args):
         given['free'] = drawn | dict(own=args.own_replies)
     return Plan(**given)
 
-# %% ../nbs/91_cli.ipynb #4fcd1540
-def drift(args)->int: # exit code
-    "Run a sweep and print its summary; returns 0."
+# %% ../nbs/91_cli.ipynb #73fd523d
+def drift(
+    args, # of `lyra drift`
+)->int: # exit code, 0
+    "Run a sweep, print its summary and save it; raises `LyraError` for a plan that cannot be."
     _check_drift(args)
     import pandas as pd
     from lyra.drift import curves, frontier, summary
@@ -790,7 +833,7 @@ def parser()->argparse.ArgumentParser:
     for add in (_add_models, _add_verify, _add_persona, _add_chat, _add_demo, _add_drift): add(commands)
     return top
 
-# %% ../nbs/91_cli.ipynb #b6fd6e57
+# %% ../nbs/91_cli.ipynb #c04a018c
 ISSUES = 'https://github.com/fborgnia/lyra/issues'
 
 def _os_error(e:OSError)->str:
@@ -799,7 +842,9 @@ def _os_error(e:OSError)->str:
     if e.filename: return f'{e.filename} cannot be used ({reason}): name another place.'
     return f'the output cannot be written, or the input not be read ({reason}): make room, or name another place.'
 
-def sentence(e:BaseException)->str: # '' for a fault of ours
+def sentence(
+    e:BaseException, # that ended a command
+)->str: # '' for a fault of ours
     "What went wrong, for the user."
     if isinstance(e, LyraError): return str(e)
     if isinstance(e, UnicodeDecodeError): return 'the input is not UTF-8 text: save it as UTF-8.'
@@ -808,13 +853,13 @@ def sentence(e:BaseException)->str: # '' for a fault of ours
         return 'the memory is not enough: use a smaller model, a smaller --window, or --dtype bfloat16.'
     return ''
 
-# %% ../nbs/91_cli.ipynb #e8313fb3
+# %% ../nbs/91_cli.ipynb #20ff514c
 class Ended(BaseException):
     "A signal asks the process to end; it carries the signal's number."
 
 @contextmanager
 def signals()->Iterator[None]:
-    "Turn the signals that ask a process to end into exceptions."
+    "Within the block, a signal that asks the process to end raises `Ended`."
     def end(number, frame): raise Ended(number)
     found = [getattr(signal, name) for name in ('SIGTERM', 'SIGHUP') if hasattr(signal, name)]
     main_thread = threading.current_thread() is threading.main_thread()
@@ -840,11 +885,11 @@ def _drop_output()->None:
     with suppress(OSError, ValueError, AttributeError):                       # no file behind it, as in a notebook
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
-# %% ../nbs/91_cli.ipynb #ab177d04
+# %% ../nbs/91_cli.ipynb #442c71f9
 def main(
     argv=None, # arguments; None: those of the process
-)->int: # exit code
-    "Entry point of the command `lyra`."
+)->int: # exit code: 2 for wrong input, 1 for a fault of ours or a failed check, 128 + n for signal n
+    "Entry point of the command `lyra`; raises `SystemExit` where argparse refuses the arguments."
     args = argparse.Namespace()
     try:
         with signals():

@@ -41,7 +41,7 @@ def _unchain(line:str, before:str)->tuple[str, str]|None: # the row's text and t
     body, _, end = line.rpartition(MARK)
     return (body + '}', end[:-2]) if end == _hash(body + '}', before) + '"}' else None
 
-# %% ../nbs/60_journal.ipynb #e132b5c2
+# %% ../nbs/60_journal.ipynb #51d5d198
 def _in_folder(name:Any)->Any:
     "The name of a persona's file; raises `ValueError` for what may lead out of the folder."
     if isinstance(name, str) and Path(name).suffix == '.safetensors' and not {*'/\\\0'} & {*name}: return name
@@ -52,35 +52,35 @@ Token = Annotated[int, Field(ge=0)]
 
 class Settings(Schema):
     "How a session was opened; see `lyra.cache.LyraCache`."
-    policy:str|tuple[ContextPolicy, ...]|dict[str, ContextPolicy]
-    template:str
-    prime:bool=True
-    window_size:int|tuple[tuple[int|str, int|None], ...]|None=None
-    sinks:int=4
-    gain:float|None=None
-    layers:tuple[int, ...]|None=None
+    policy:str|tuple[ContextPolicy, ...]|dict[str, ContextPolicy] # a preset, or policies by layer or layer type
+    template:str # 'chat' or 'transcript'
+    prime:bool=True # whether layers without a persona segment read the persona as their past
+    window_size:int|tuple[tuple[int|str, int|None], ...]|None=None # tokens, or pairs of a layer or type and tokens
+    sinks:int=4 # tokens
+    gain:float|None=None # of the persona's keys; None: as the preset has it
+    layers:tuple[int, ...]|None=None # that the preset is for; None: the global ones
 
 class Header(Schema):
     "The first line of a journal."
-    lyra_session:int
-    settings:Settings
-    weights:str
-    persona:PersonaFile|None
+    lyra_session:int # the journal's format
+    settings:Settings # how the session was opened
+    weights:str # `weights_hash` of the model
+    persona:PersonaFile|None # the file of the first persona; None: there was none
     model:str='' # where the weights came from
-    dtype:str=''
+    dtype:str='' # of the weights
 
 class Turn(Schema):
     "A finished turn."
-    turn:Annotated[int, Field(ge=1)]
-    user:str
-    reply:str
-    ids:tuple[Token, ...]
-    pending:tuple[Token, ...]
-    at_start:bool
+    turn:Annotated[int, Field(ge=1)] # its number in the conversation
+    user:str # the user's words
+    reply:str # the persona's
+    ids:tuple[Token, ...] # tokens of the whole turn
+    pending:tuple[Token, ...] # those of them, at the end, that the model has not read
+    at_start:bool # whether no separator is due before the next turn
 
 class Exchange(Schema):
     "Another persona, or none, from the next turn on."
-    persona:PersonaFile|None
+    persona:PersonaFile|None # its file; None: no persona
 
 # %% ../nbs/60_journal.ipynb #3b562dc0
 def _claim(folder:Path)->FileLock: # freed with the object, and with the process

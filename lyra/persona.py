@@ -66,16 +66,16 @@ def weights_hash(
         found.append(json.dumps([name, [*p.shape], str(p.dtype), *_sums(p)]))
     return digest(*found)
 
-# %% ../nbs/51_persona.ipynb #a9601554
+# %% ../nbs/51_persona.ipynb #cbe18fae
 FORMAT = 2
 
 @dataclass(frozen=True, eq=False)
 class Persona:
     "A text's keys and values in every layer, `[1, K, P, D]` each; keys in float32, turned back. Never changed."
-    keys:tuple[Tensor, ...]
-    values:tuple[Tensor, ...] # in the dtype of the model that made them
+    keys:tuple[Tensor, ...] # of each layer that holds keys
+    values:tuple[Tensor, ...] # likewise, in the dtype of the model that made them
     token_ids:tuple[int, ...] # P, from what begins every text of the model (`<bos>`, for most) on
-    text:str
+    text:str # its words, as the template writes them
     made_with:Mapping[str, Any] # signature, weights, dtype, model, template, ...; of a joined one, of its first
 
     def __len__(self)->int: return len(self.token_ids)
@@ -96,12 +96,18 @@ class Persona:
         about = [self.token_ids, str(self.dtype), self.text, dict(self.made_with)]
         return digest(json.dumps(about, sort_keys=True), *self.keys, *self.values)
 
-    def check_config(self, config:PreTrainedConfig)->None:
+    def check_config(self,
+        config:PreTrainedConfig, # of the text model that is to attend to it
+    )->None:
         "Raises `LyraError` unless this persona was made for a model of that config."
         check_config(self, config)
 
-    def check(self, model:Any, *, weights:str|None=None)->None:
-        "Raises `LyraError` unless it was made for that model; `weights` is the model's `weights_hash`, if known."
+    def check(self,
+        model:Any, # that is to attend to it
+        *,
+        weights:str|None=None, # its `weights_hash`, where that is known; None: computed
+    )->None:
+        "Raises `LyraError` unless it was made for that model: config, dtype and every weight."
         check(self, model, weights)
 
     def to(self,
@@ -120,17 +126,27 @@ class Persona:
         return bool(self.made_with.get('closed'))
 
     @staticmethod
-    def build(model:Any, tokenizer:Any, source:Any=None, **options:Any)->'Persona':
-        "Compute a persona; takes `system`, `messages`, `acknowledgement`, `template`, see `lyra.persona.build`."
+    def build(
+        model:Any, # a `Lyra` or an attached model, in eval mode, or a wrapper of one
+        tokenizer:Any, # of that model
+        source:Any=None, # a card, its JSON or its file's `Path`; an instruction; or exchanges [(user, reply), ...]
+        **options:Any, # `system`, `messages`, `acknowledgement`, `template`: see `lyra.persona.build`
+    )->'Persona':
+        "Compute a persona; raises `LyraError` as `lyra.persona.build` does."
         return build(model, tokenizer, source, **options)
 
-    def save(self, path:Path|str)->Path:
-        "Write the persona to one `.safetensors` file, atomically."
+    def save(self,
+        path:Path|str, # `.safetensors`; replaced if it exists
+    )->Path: # the file
+        "Write the persona to one file, atomically; raises `LyraError` where it cannot be written."
         return save(self, path)
 
     @staticmethod
-    def load(path:Path|str, model:Any=None)->'Persona':
-        "Read a persona, and `check` it against a model where one is given; raises `LyraError` for what does not fit."
+    def load(
+        path:Path|str, # a file that `save` wrote
+        model:Any=None, # that is to attend to it, to be checked; None: whoever takes the persona checks
+    )->'Persona':
+        "Read a persona; raises `LyraError` where it is damaged, foreign, or made for another model."
         return load(path, model)
 
     def __add__(self, other:'Persona')->'Persona': return join(self, other)

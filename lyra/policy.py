@@ -66,7 +66,7 @@ def visible(
         see = see & (kept | (k >= turn_start) if policy.turn else kept)
     return see | (k < 0) if policy.persona else see
 
-# %% ../nbs/40_policy.ipynb #34749477
+# %% ../nbs/40_policy.ipynb #85016030
 SEGMENTS = ('persona', 'sinks', 'earlier turns', 'this turn')
 
 def segments(
@@ -75,7 +75,7 @@ def segments(
     policy:ContextPolicy, # of the layer
     turn_start:Tensor|int=0, # index of the turn's first token
 )->Tensor: # long, indices into `SEGMENTS`
-    "For whose sake a query sees a key."
+    "By which segment a query sees a key."
     turn = (k >= turn_start) & (k <= q)
     held = (k <= q) if policy.window is None else (q - k < policy.window) | turn & policy.turn
     return torch.where(k < 0, 0, torch.where(~held, 1, torch.where(turn, 3, 2)))

@@ -24,7 +24,7 @@ from .policy import PRESETS
 from .persona import Persona
 from .chat import ChatSession, replay
 
-# %% ../nbs/63_terminal.ipynb #3ebc738b
+# %% ../nbs/63_terminal.ipynb #84d34bf7
 COMMANDS = {
     '/help': ('', 'these lines'),
     '/persona': ('FILE or WORDS', 'exchange the persona, from the next turn on; what was said stays said'),
@@ -39,7 +39,7 @@ def help_text()->str:
     return '\n'.join((*lines, 'Alt-Enter'.ljust(24) + 'a new line in the message'))
 
 def command_of(
-    line:str,
+    line:str, # as it was typed
 )->tuple[str, str]|None: # its name and what it is about; None: a message
     "A line as a command; raises `LyraError` for one that there is not."
     name, _, rest = line.strip().partition(' ')
@@ -48,7 +48,7 @@ def command_of(
         raise LyraError(f'There is no command {name}: /help lists them.')
     return None
 
-# %% ../nbs/63_terminal.ipynb #9b507218
+# %% ../nbs/63_terminal.ipynb #4a3aaeed
 def _keys()->KeyBindings:
     "Alt-Enter and Ctrl-C."
     keys = KeyBindings()
@@ -67,12 +67,12 @@ def is_terminal()->bool:
     return all(stream is not None and stream.isatty() for stream in (sys.stdin, sys.stdout))
 
 def typed(
-    prompt:str='You: ',
+    prompt:str='You: ', # is shown before each line, where somebody types
     *,
     before:Sequence[str]=(), # messages of earlier, for the history
     plain:bool|None=None, # whether to read lines as they come; None: unless there is a terminal
 )->Iterator[str]:
-    "Messages and commands, until their end or `/quit`."
+    "Messages and commands, until their end or `/quit`; raises `KeyboardInterrupt` for Ctrl-C with nothing typed."
     if is_terminal() if plain is None else not plain:
         history = InMemoryHistory([*before])
         editor:PromptSession[str] = PromptSession(
@@ -86,21 +86,21 @@ def typed(
         if text == '/quit': return
         if text: yield text
 
-# %% ../nbs/63_terminal.ipynb #e919cb74
+# %% ../nbs/63_terminal.ipynb #7935021d
 def retold(
-    session:ChatSession,
-    policy:Any, # as for `LyraCache`, with its own options
-)->ChatSession:
-    "A conversation in a new session under another policy, which reads the same tokens; raises `LyraError`."
+    session:ChatSession, # stays as it is
+    policy:Any, # as for `LyraCache`, with its own window, sinks and gain
+)->ChatSession: # without a journal
+    "A conversation in a new session under another policy; raises `LyraError` where that policy lacks its persona."
     kept = {name: x for name, x in session.settings.items() if name in ('template', 'prime', 'layers')}
     new = type(session)(session.model, session.tokenizer, session.persona, policy, weights=session.weights, **kept)
     for row in session.turns:
         if 'user' in row: replay(new, row)
     return new
 
-# %% ../nbs/63_terminal.ipynb #ddd55395
+# %% ../nbs/63_terminal.ipynb #6e700d73
 def obey(
-    session:ChatSession,
+    session:ChatSession, # between two turns
     name:str, # of the command
     about:str, # what stands behind it
     read:Callable[[str], Persona], # a persona from what `/persona` names

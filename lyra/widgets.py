@@ -4,15 +4,16 @@
 
 # %% auto #0
 __all__ = ['HELD', 'Span', 'NOTHING', 'PALETTE', 'Key', 'SHARES', 'SCORE', 'UNITS', 'DASHES', 'Standing', 'LOOK', 'SCRIPT',
-           'STYLE', 'PAGE', 'KINDS', 'Axis', 'Plane', 'Panel', 'binned', 'turn_axis', 'Picture', 'headed', 'spans',
-           'layer_names', 'holdings', 'column_tokens', 'cache_pixels', 'bands', 'token_texts', 'draw_cache_map',
-           'CacheMap', 'telling_layers', 'persona_tokens', 'layer_axis', 'map_panel', 'attended', 'place',
-           'keys_in_words', 'key_notes', 'draw_flow', 'AttentionFlow', 'flow_panels', 'text_lines', 'describe_token',
-           'draw_tokens', 'TokenView', 'text_panel', 'turn_series', 'draw_drift', 'DriftView', 'drift_panels',
-           'standings', 'Frontier', 'frontier_panel', 'scene_of', 'page_values', 'page_controls', 'page_scenes',
-           'html_page', 'save_picture', 'ViewState', 'slug', 'View', 'show_with_picture', 'Tabs', 'explore']
+           'STYLE', 'PAGE', 'KINDS', 'AHEAD', 'Axis', 'Plane', 'Panel', 'binned', 'turn_axis', 'Picture', 'headed',
+           'spans', 'layer_names', 'holdings', 'column_tokens', 'cache_pixels', 'bands', 'token_texts',
+           'draw_cache_map', 'CacheMap', 'telling_layers', 'persona_tokens', 'layer_axis', 'map_panel', 'attended',
+           'place', 'keys_in_words', 'key_notes', 'draw_flow', 'AttentionFlow', 'flow_panels', 'text_lines',
+           'describe_token', 'draw_tokens', 'TokenView', 'text_panel', 'turn_series', 'draw_drift', 'DriftView',
+           'drift_panels', 'standings', 'Frontier', 'frontier_panel', 'scene_of', 'values_of', 'scene_at',
+           'page_values', 'page_controls', 'page_scenes', 'html_page', 'save_picture', 'ViewState', 'slug',
+           'scenes_ahead', 'View', 'show_with_picture', 'Tabs', 'explore']
 
-# %% ../nbs/90_widgets.ipynb #9b9e92f2
+# %% ../nbs/90_widgets.ipynb #8488ff04
 import base64, csv, gzip, html, io, json, os, textwrap, threading
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
@@ -40,7 +41,7 @@ from torch import Tensor
 from .core import LyraError
 from .policy import SEGMENTS
 from .trace import Trace, held, key_text
-from .plots import LETTERS, MAGNITUDES, SEGMENT_COLOURS, bare, csv_text, figure, label_ends, looks, marker, png
+from .plots import LETTERS, MAGNITUDES, SEGMENT_COLOURS, bare, csv_text, figure, label_ends, looks, png
 from .plots import colour, printable, show_png, text_on
 from .drift import Estimate, interval
 from .health import two_axes
@@ -836,7 +837,7 @@ def standings(
     groups = {at: x for at, x in means.groupby(level=['method', 'turn'], sort=False)}
     return {(m, int(t)): (interval(x.healthy), interval(x.fact)) for (m, t), x in groups.items()}
 
-# %% ../nbs/90_widgets.ipynb #c36e0d92
+# %% ../nbs/90_widgets.ipynb #0498d87e
 class Frontier(Picture):
     "Facts said against healthy replies: a mark for each method and turn."
     title = 'Frontier'
@@ -867,14 +868,14 @@ class Frontier(Picture):
         return two_axes(self.results[self.results.turn <= self.turn], f'Up to turn {self.turn}')
 
     def caption(self)->str:
-        "The newest numbers up to the turn."
-        said = [f'{m} at turn {t}: {facts.mean:.0%}, {healthy.mean:.0%}' for m, t in self.newest().items()
-                for healthy, facts in [self.standings[m, t]]]
-        return f"Up to turn {self.turn}; facts said and healthy replies of {'; '.join(said)}"
+        "The turn, and how many methods were asked by then."
+        return f'Up to turn {self.turn}: {len(self.newest())} methods'
 
     def summary(self)->str:
-        "The caption."
-        return f'{self.caption()}.'
+        "The newest numbers up to the turn."
+        said = [f'{m} at turn {t} {facts.mean:.0%} and {healthy.mean:.0%}' for m, t in self.newest().items()
+                for healthy, facts in [self.standings[m, t]]]
+        return f"Facts said and healthy replies up to turn {self.turn}: {', '.join(said)}."
 
     def table(self)->tuple[list[str], list[list]]:
         "One row per method and turn."
@@ -883,7 +884,7 @@ class Frontier(Picture):
         ends = [f'{name}{end}' for name in ('healthy', 'fact') for end in ('', ' low', ' high')]
         return ['method', 'turn', 'personas', *ends], rows
 
-# %% ../nbs/90_widgets.ipynb #0796882d
+# %% ../nbs/90_widgets.ipynb #67d253b8
 def frontier_panel(p:Frontier)->Panel:
     "A frontier's marks, [7, methods, turns]; nan where a method was not asked."
     methods, turns = p.controls['method'], p.controls['turn']
@@ -898,9 +899,9 @@ def frontier_panel(p:Frontier)->Panel:
     return Panel('points', 'Facts said (up) against healthy replies (across), 95 % intervals over personas', values,
                  Axis('method', methods, methods, 'method', labels=methods),
                  Axis('turn', [*map(str, turns)], turns, 'turn'), [*planes, Plane('personas')],
-                 looks=[(colour(m), marker(m)) for m in methods])
+                 looks=[(colour(m), look['marker']) for m, look in looks(methods).items()])
 
-# %% ../nbs/90_widgets.ipynb #0de43be6
+# %% ../nbs/90_widgets.ipynb #ca64ec73
 LOOK = dict(states=[*((name, LETTERS[name], SEGMENT_COLOURS[name], text_on(SEGMENT_COLOURS[name])) for name in HELD),
                     ('not said yet', '', '', '')],
             shades=[(to_hex(c), text_on(c)) for c in MAGNITUDES(np.linspace(0, 1, 64))])
@@ -910,14 +911,24 @@ def scene_of(picture:Picture)->dict[str, Any]:
     panels, notes = picture.panels(), picture.notes()
     controls = {name: dict(min=x.start, max=x.stop - 1) if isinstance(x, range) else dict(choices=list(x))
                 for name, x in picture.controls.items()}
-    return dict(title=picture.title, turn=picture.turn, caption=picture.caption(), controls=controls,
-                notes=dict(zip(('title', 'names', 'rows'), notes)) if notes else None,
+    return dict(title=picture.title, turn=picture.turn, at=values_of(picture), caption=picture.caption(),
+                controls=controls, notes=dict(zip(('title', 'names', 'rows'), notes)) if notes else None,
                 panels=[p.note() for p in panels], data=b''.join(p.values.tobytes() for p in panels))
+
+def values_of(picture:Picture)->dict[str, Any]:
+    "The present value of each parameter."
+    return {name: getattr(picture, name) for name in picture.controls}
+
+def scene_at(picture:Picture, at:Mapping[str, Any])->dict[str, Any]:
+    "The scene of other values of the parameters; the picture is left as it was."
+    before = values_of(picture)
+    try: return scene_of(picture.show(**at))
+    finally: vars(picture).update(before)
 
 # %% ../nbs/90_widgets.ipynb #2fe781ad
 SCRIPT, STYLE = (files('lyra').joinpath('static', name).read_text(encoding='utf-8') for name in ('view.js', 'view.css'))
 
-# %% ../nbs/90_widgets.ipynb #aea74bbd
+# %% ../nbs/90_widgets.ipynb #7b677b85
 def page_values(picture:Picture, most:int)->dict[str, Sequence]: # parameter -> the values that a page holds
     "What a page can hold: all of every varying parameter but the turn, and the turns around the chosen one."
     held = {name: picture.controls[name] for name in picture.varies}
@@ -939,17 +950,15 @@ def page_controls(scene:dict[str, Any], held:Mapping[str, Sequence])->dict[str, 
     return {name: known[name] for name in scene['controls'] if name in known}
 
 def page_scenes(picture:Picture, held:Mapping[str, Sequence])->list[dict[str, Any]]:
-    "A scene for every combination of values; the picture is left as it was."
-    before, out = {name: getattr(picture, name) for name in held}, []
-    try:
-        for at in product(*held.values()):
-            scene = scene_of(picture.show(**dict(zip(held, at))))
-            scene['controls'] = page_controls(scene, held)
-            out.append(dict(at=at, scene=scene | dict(data=base64.b64encode(scene['data']).decode())))
-    finally: picture.show(**before)
+    "A scene for every combination of values."
+    out = []
+    for at in product(*held.values()):
+        scene = scene_at(picture, dict(zip(held, at)))
+        scene['controls'] = page_controls(scene, held)
+        out.append(dict(at=at, scene=scene | dict(data=base64.b64encode(scene['data']).decode())))
     return out
 
-# %% ../nbs/90_widgets.ipynb #3a90804b
+# %% ../nbs/90_widgets.ipynb #8dcb3703
 PAGE = '''<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>
 <meta name="viewport" content="width=device-width">
 <meta http-equiv="Content-Security-Policy"
@@ -971,7 +980,7 @@ def html_page(
 )->str:
     "A picture as one HTML file that works offline."
     held = page_values(picture, most)
-    state = {name: getattr(picture, name) for name in picture.controls} | dict(pin=[], note='', saves=[], look=LOOK)
+    state = values_of(picture) | dict(pin=[], note='', saves=[], look=LOOK)
     whole = dict(state=state, varies=list(held), scenes=page_scenes(picture, held))
     packed = base64.b64encode(gzip.compress(json.dumps(whole).encode(), mtime=0)).decode()
     turns, all_turns = held['turn'], len(picture.controls['turn'])
@@ -1004,7 +1013,7 @@ def save_picture(
     except OSError as e: raise LyraError(f'{path} cannot be written ({e.strerror}): name another place.') from e
     return path
 
-# %% ../nbs/90_widgets.ipynb #109d4c7c
+# %% ../nbs/90_widgets.ipynb #7fa570fc
 class ViewState(tr.HasTraits):
     "What several views share."
     turn, layer = tr.Int(1), tr.Int(0)
@@ -1017,7 +1026,18 @@ def slug(picture:Picture)->str:
     "The kind of a picture as part of a name: 'cache-map'."
     return picture.title.lower().replace(' ', '-')
 
-# %% ../nbs/90_widgets.ipynb #fbbb227b
+AHEAD = 100_000                         # bytes of a message
+
+def scenes_ahead(picture:Picture, wanted:Sequence[Mapping[str, Any]])->list[dict[str, Any]]:
+    "The scenes of several values of the parameters, in order, as far as they fit into one message; one at least."
+    scenes, size = [], 0
+    for at in wanted:
+        scenes.append(scene_at(picture, at))
+        size += len(scenes[-1]['data']) + len(json.dumps(scenes[-1]['panels']))
+        if size > AHEAD: return scenes[:-1] or scenes
+    return scenes
+
+# %% ../nbs/90_widgets.ipynb #f276a505
 _turnstile = threading.RLock()
 
 class View(anywidget.AnyWidget):
@@ -1028,6 +1048,8 @@ class View(anywidget.AnyWidget):
     note = tr.Unicode().tag(sync=True)          # what became of saving, or what went wrong
     look = tr.Dict(LOOK).tag(sync=True)
     saves = tr.List(list(KINDS)).tag(sync=True)
+    ahead = tr.Int(4).tag(sync=True)            # steps that the browser asks for before a key does; 0: none
+    edition = 0
 
     def __init__(self,
         picture:Picture,
@@ -1066,10 +1088,19 @@ class View(anywidget.AnyWidget):
 
     def _told(self, widget, message:dict, buffers)->None:
         if message.get('save') in KINDS: self.save(message['save'])
+        if 'ahead' in message: self.go_ahead(message['ahead'])
+
+    def go_ahead(self, wanted:Sequence[Mapping])->None:
+        "Send scenes before they are on view, as many as fit into one message."
+        with _turnstile:
+            try: scenes = scenes_ahead(self.picture, wanted)
+            except Exception: scenes = []                               # told when the reader gets there
+        blocks = [scene.pop('data') for scene in scenes]
+        self.send(dict(ahead=[scene | dict(edition=self.edition) for scene in scenes]), blocks)
 
     def render(self)->None:
         "Send the picture's scene."
-        try: self.scene, self.note = scene_of(self.picture), ''
+        try: self.scene, self.note = scene_of(self.picture) | dict(edition=self.edition), ''
         except Exception as e: self.note = _said(e)
 
     def save(self, kind:str)->None:
@@ -1083,6 +1114,7 @@ class View(anywidget.AnyWidget):
         "Take in turns that were added, and go to the last."
         with _turnstile:
             self.picture.refresh()
+            self.edition += 1
             last = self.picture.controls['turn'][-1]
             if self.picture.turn == last: self.render()
             else: self.turn = last

@@ -107,17 +107,24 @@ def differing(a: bytes, b: bytes) -> float:
     return float((abs(a[:h, :w] - b[:h, :w]).max(-1) > 8).mean())
 
 
-STEPS = """([root, n]) => new Promise(async done => {
-  const canvas = root.querySelector('canvas'), waited = [], drawn = [];
+# Milliseconds from a key to the new turn being drawn, to the frame after that, and of the drawing alone.
+STEPS = """([root, n, pause]) => new Promise(async done => {
+  const place = root.querySelector('.panel [tabindex]'), out = [], wait = ms => new Promise(ok => setTimeout(ok, ms));
+  place.focus();
+  await wait(500);
   for (let i = 0; i < n; i++) {
     const key = Math.floor(i/4)%2 ? 'ArrowRight' : 'ArrowLeft', before = root.dataset.turn, began = performance.now();
     const seen = new Promise(ok => {
       const watch = new MutationObserver(() => root.dataset.turn !== before && (watch.disconnect(), ok()));
       watch.observe(root, { attributes: true }); });
-    canvas.dispatchEvent(new KeyboardEvent('keydown', { key, bubbles: true }));
-    await seen; waited.push(performance.now() - began); drawn.push(+root.dataset.ms);
+    place.dispatchEvent(new KeyboardEvent('keydown', { key, bubbles: true }));
+    await seen;
+    const drawn = performance.now() - began;
+    await new Promise(requestAnimationFrame);
+    out.push([drawn, performance.now() - began, +root.dataset.ms]);
+    await wait(pause);
   }
-  done([waited, drawn]);
+  done(out);
 })"""
 CONTRAST = """root => {
   const lum = c => c.match(/[\\d.]+/g).slice(0, 3).map(v => (v /= 255) <= .04045 ? v/12.92 : ((v + .055)/1.055)**2.4)

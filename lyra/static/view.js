@@ -118,8 +118,8 @@ function paintLines(panel, at, g, view) {
 
 // Points: planes 0 to 2 are a number across and its interval's ends, 3 to 5 the same up, 6 how many were measured.
 // Shapes by matplotlib's names: corners, turned by degrees, and how far in every other corner is.
-const SHAPES = { o: [40, 0], s: [4, 45], D: [4, 0], d: [4, 0, .5], '^': [3, -90], v: [3, 90], '<': [3, 180], '>': [3, 0],
-  '*': [5, -90, .4], P: [4, 0, .4], X: [4, 45, .4], H: [6, 0], p: [5, -90], h: [6, 30] };
+const SHAPES = { o: [40, 0], s: [4, 45], D: [4, 0], d: [4, 0, .5], '^': [3, -90], v: [3, 90], '<': [3, 180],
+  '>': [3, 0], '*': [5, -90, .4], P: [4, 0, .4], X: [4, 45, .4], H: [6, 0], p: [5, -90], h: [6, 30] };
 
 function shape(g, [x, y], marker, size) {
   const [corners, turned, within] = SHAPES[marker] || SHAPES.o, n = within ? 2*corners : corners;
@@ -152,20 +152,29 @@ function paintPoints(panel, at, g, view) {
     }
     if (now !== undefined) newest.push([r, now]);
   }
+  const row = find(panel.rows, view.get(panel.rows.of));
+  if (row >= 0 && turn >= 0) bars(at, g, [row, turn]);
   nameMarks(panel, at, g, newest);
+}
+
+function bars(at, g, [r, c]) {                             // the chosen mark's intervals
+  const [x, y] = at.spot(r, c), [x0, x1, y0, y1] = at.ends(r, c);
+  g.lineWidth = 1.5; g.strokeStyle = '#000'; g.beginPath();
+  g.moveTo(x0, y); g.lineTo(x1, y); g.moveTo(x, y0); g.lineTo(x, y1); g.stroke();
 }
 
 function nameMarks(panel, at, g, marks) {                   // beside each mark, where no other name or mark is
   const taken = marks.map(mark => at.spot(...mark)).map(([x, y]) => [x - 7, y - 7, x + 7, y + 7]);
-  g.textAlign = 'left'; g.fillStyle = '#000';
+  g.textAlign = 'left'; g.fillStyle = '#000'; g.strokeStyle = '#fff'; g.lineWidth = 3;
   for (const [r, c] of marks) {
     const [x, y] = at.spot(r, c), name = panel.rows.ticks[r], wide = g.measureText(name).width;
-    const boxes = [-15, 0, 15].flatMap(dy => [10, -10 - wide, -wide/2].filter(dx => dy || dx !== -wide/2)
-      .map(dx => [x + dx, y + dy - 6, x + dx + wide, y + dy + 6]));
+    const left = -10 - wide, over = -wide/2;
+    const boxes = [[10, 0], [left, 0], [over, -15], [over, 15], [10, -15], [10, 15], [left, -15], [left, 15]]
+      .map(([dx, dy]) => [x + dx, y + dy - 6, x + dx + wide, y + dy + 6]);
     const free = ([a, b, c, d]) => a > at.left && c < at.right && b > 0 && d < at.tall &&
       !taken.some(([e, f, h, i]) => a < h && c > e && b < i && d > f);
-    const box = [boxes[3], boxes[4], ...boxes].find(free) || boxes[3];
-    taken.push(box); g.fillText(name, box[0], box[1] + 6);
+    const box = boxes.find(free) || boxes[0];
+    taken.push(box); g.strokeText(name, box[0], box[1] + 6); g.fillText(name, box[0], box[1] + 6);
   }
 }
 
@@ -273,8 +282,9 @@ export function mount(model, el) {
   function values(panel, r, c) {
     if (panel.kind === 'states') return view.look.states[panel.value(0, r, c)][0];
     if (panel.kind === 'points') return [0, 3].map(p => {
-      const [v, low, high] = [0, 1, 2].map(k => panel.value(p + k, r, c)), { name, unit } = panel.planes[p];
-      return `${name} ${written(v, unit)}${Number.isNaN(low) ? '' : ` (${written(low, unit)} to ${written(high, unit)})`}`;
+      const { name, unit } = panel.planes[p], [v, low, high] = [0, 1, 2].map(k => panel.value(p + k, r, c));
+      const ends = Number.isNaN(low) ? '' : ` (${written(low, unit)} to ${written(high, unit)})`;
+      return `${name} ${written(v, unit)}${ends}`;
     }).join(', ') + (Number.isNaN(panel.value(0, r, c)) ? '' : `, ${panel.value(6, r, c)} ${panel.planes[6].name}`);
     return panel.planes.map(({ name, unit }, p) => `${name} ${written(panel.value(p, r, c), unit)}`).join(', ');
   }
@@ -310,7 +320,8 @@ export function mount(model, el) {
     });
     const now = tell(0, chosen(0));
     status.textContent = [scene.caption, now[0].toUpperCase() + now.slice(1), get('note')].filter(Boolean).join('. ');
-    pinned.textContent = get('pin').length ? 'Pinned: ' + tellPin(get('pin')) : 'Nothing is pinned: click a cell.';
+    const what = { words: 'token', lines: 'line', points: 'mark' }[panels[0].kind] || 'cell';
+    pinned.textContent = get('pin').length ? 'Pinned: ' + tellPin(get('pin')) : `Nothing is pinned: click a ${what}.`;
     listNotes();
     if (!sheet.hidden) table();
     if (hover) point(hover);
@@ -344,14 +355,8 @@ export function mount(model, el) {
       g.lineWidth = 1; g.strokeRect(at.x(0) - .5, at.y(chosen(i)[0]) - 1, at.right - at.x(0) + 1, CELL + 1);
     }
     if (panel.kind !== 'lines') ring(chosen(i), 2);
-    if (panel.kind === 'points') bars(panel, at, g, chosen(i));
     const [p, row, column] = get('pin'), at_ = [find(panel.rows, row), find(panel.columns, column)];
     if (p === i && !at_.includes(-1)) ring(at_, 3);
-  }
-  function bars(panel, at, g, [r, c]) {                     // the chosen mark's intervals
-    const [x, y] = at.spot(r, c), [x0, x1, y0, y1] = at.ends(r, c);
-    g.lineWidth = 1.5; g.strokeStyle = '#000'; g.beginPath();
-    g.moveTo(x0, y); g.lineTo(x1, y); g.moveTo(x, y0); g.lineTo(x, y1); g.stroke();
   }
   function words(panel, i) {
     const node = places[i].node, plane = view.plane(panel), [p, , column, turn] = get('pin');
@@ -402,7 +407,8 @@ export function mount(model, el) {
       const body = columns.ticks.map((_, c) => [label(columns, c), ...(panel.texts.length ? [panel.texts[c]] : []),
         ...cells(c)]);
       const unit = every && panel.planes[0].unit ? `, ${panel.planes[0].unit}` : '';
-      const title = [panel.title + unit, `turn ${scene.turn}`, every ? '' : label(rows, row)].filter(Boolean).join(', ');
+      const title = [panel.title + unit, `turn ${scene.turn}`, every ? '' : label(rows, row)].filter(Boolean)
+        .join(', ');
       fill(make('table', sheet), title, [told, ...(panel.texts.length ? ['text'] : []), ...names], body);
     });
   }
@@ -446,7 +452,8 @@ export function mount(model, el) {
     }
     const bounds = { min: control.min, max: control.max, 'aria-label': name };
     const node = make('input', here, { type: 'number', ...bounds });
-    node.onchange = () => node.value !== '' && ask({ [name]: clamp(Math.round(+node.value), control.min, control.max) });
+    node.onchange = () => node.value !== '' &&
+      ask({ [name]: clamp(Math.round(+node.value), control.min, control.max) });
     if (name !== 'turn') return [node];
     const slider = make('input', here, { type: 'range', ...bounds, 'aria-label': 'turn, slider' });
     slider.oninput = () => ask({ turn: +slider.value });
@@ -531,7 +538,9 @@ export function mount(model, el) {
   // -- what makes it draw anew
 
   const redraw = () => { if (!asking) draw(); };
-  const names = ['scene', 'pin', 'note', ...Object.keys(get('scene').controls)];
+  const answered = () => { if (get('scene') !== scene) redraw(); };       // it may be on view already, see `ahead`
+  model.on('change:scene', answered);
+  const names = [ 'pin', 'note', ...Object.keys(get('scene').controls)];
   for (const name of names) model.on('change:' + name, redraw);
   const later = () => requestAnimationFrame(draw);
   const size = new ResizeObserver(later), theme = new MutationObserver(later);
@@ -542,11 +551,72 @@ export function mount(model, el) {
   dark.addEventListener('change', later);
   return () => {
     for (const name of names) model.off('change:' + name, redraw);
+    model.off('change:scene', answered);
     clearInterval(player); size.disconnect(); theme.disconnect(); dark.removeEventListener('change', later);
   };
 }
 
-export default { render: ({ model, el }) => mount(model, el) };
+// ---- a step ahead: what the next keys will ask for is asked for before, and then drawn at once
+
+const MOST = 64;                                            // scenes that are kept
+
+export function ahead(model, el) {
+  const had = new Map(), names = Object.keys(model.get('scene').controls);
+  const key = at => JSON.stringify(names.map(name => at[name]));
+  const now = () => Object.fromEntries(names.map(name => [name, model.get(name)]));
+  let before = now(), moved = ['turn', 1], edition = 0, waiting = false;
+
+  const control = name => model.get('scene').controls[name];
+  const place = (name, x) => control(name).choices ? control(name).choices.indexOf(x) : x;
+  const there = (name, i) => control(name).choices ? control(name).choices[i]
+    : i >= control(name).min && i <= control(name).max ? i : undefined;
+  function wanted() {                                       // some steps on, and one back
+    const [name, by] = moved, state = now(), steps = [...Array(model.get('ahead')).keys()].map(k => k + 1);
+    return [...steps, -1].map(k => ({ ...state, [name]: there(name, place(name, state[name]) + k*by) }))
+      .filter(at => at[name] !== undefined && !had.has(key(at)));
+  }
+  function want() {
+    if (waiting || !model.get('ahead') || !el.clientWidth) return;        // a view in another tab has no width
+    const list = wanted();
+    if (!list.length) return;
+    waiting = true;
+    model.send({ ahead: list });
+  }
+  function keep(scene) {
+    if (scene.edition !== edition || !model.get('ahead')) had.clear();  // turns were added: what was had is out of date
+    edition = scene.edition;
+    had.set(key(scene.at), scene);
+    if (had.size > MOST) had.delete(had.keys().next().value);
+  }
+  const heard = (message, buffers) => {
+    if (!message.ahead) return;
+    waiting = false;
+    const known = had.size;
+    message.ahead.forEach((scene, i) => scene.edition === edition && keep({ ...scene, data: buffers[i] }));
+    if (had.size > known) want();
+  };
+  const answered = () => keep(model.get('scene'));
+  answered();
+  model.on('msg:custom', heard); model.on('change:scene', answered);
+  for (const event of ['focusin', 'pointerenter']) el.addEventListener(event, want);
+  return { set: (name, value) => model.set(name, value), send: message => model.send(message),
+    on: (name, act) => model.on(name, act), off: (name, act) => model.off(name, act),
+    get: name => name === 'scene' && model.get('ahead') ? had.get(key(now())) || model.get(name) : model.get(name),
+    save_changes: () => {
+      const state = now(), [name, ...others] = names.filter(name => state[name] !== before[name]);
+      if (name && !others.length) moved = [name, Math.sign(place(name, state[name]) - place(name, before[name])) || 1];
+      before = state;
+      model.save_changes();
+      want();
+    },
+    end: () => { model.off('msg:custom', heard); model.off('change:scene', answered); } };
+}
+
+function render({ model, el }) {
+  const near = ahead(model, el), end = mount(near, el);
+  return () => { end(); near.end(); };
+}
+export default { render };
 
 // ---- without a kernel: a saved page holds some scenes, and answers from them
 

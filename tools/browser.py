@@ -122,7 +122,8 @@ STEPS = """([root, n, pause]) => new Promise(async done => {
   place.focus();
   await wait(500);
   for (let i = 0; i < n; i++) {
-    const key = is_far || Math.floor(i/4)%2 ? 'ArrowLeft' : 'ArrowRight', before = root.dataset.turn, began = performance.now();
+    const key = is_far || Math.floor(i/4)%2 ? 'ArrowLeft' : 'ArrowRight';
+    const before = root.dataset.turn, began = performance.now();
     const seen = new Promise(ok => {
       const watch = new MutationObserver(() => root.dataset.turn !== before && (watch.disconnect(), ok()));
       watch.observe(root, { attributes: true }); });
@@ -205,7 +206,8 @@ def look_again(page, view) -> None:
 def axe(folder: Path) -> str:
     "The text of axe-core, fetched with npm; '' where that cannot be, which is said."
     try:
-        subprocess.run(['npm', 'pack', '--silent', 'axe-core@4'], cwd=folder, check=True, capture_output=True, timeout=60)
+        command = ['npm', 'pack', '--silent', 'axe-core@4']
+        subprocess.run(command, cwd=folder, check=True, capture_output=True, timeout=60)
         with tarfile.open(next(folder.glob('axe-core-*.tgz'))) as package:
             return package.extractfile('package/axe.min.js').read().decode()
     except Exception as e:
@@ -216,7 +218,8 @@ def axe(folder: Path) -> str:
 def check_access(page, script: str, where: str) -> None:
     if not script: return
     page.evaluate(script)
-    found = page.evaluate("where => axe.run(where).then(r => r.violations.map(v => `${v.id}: ${v.nodes[0].html}`))", where)
+    run = 'where => axe.run(where).then(r => r.violations.map(v => `${v.impact} ${v.id}: ${v.nodes[0].html}`))'
+    found = page.evaluate(run, where)
     assert not found, f'axe finds {found}'
 
 
@@ -300,9 +303,9 @@ def use_marks(page, view) -> None:
     view.get_by_role('combobox', name='method').select_option('near')
     status.filter(has_text='Near, turn 200: healthy').wait_for(timeout=20_000)
     canvas.focus()
-    for key, where in (('ArrowLeft', 'Near, turn 50:'), ('ArrowDown', 'Near:1.25, turn 50:'), ('ArrowRight', 'turn 139:')):
+    for key, mark in dict(ArrowLeft='Near, turn 50', ArrowDown='Near:1.25, turn 50', ArrowRight='turn 139').items():
         page.keyboard.press(key)
-        status.filter(has_text=where).wait_for(timeout=20_000)
+        status.filter(has_text=f'{mark}: healthy').wait_for(timeout=20_000)
     page.keyboard.press('Enter')
     pin.filter(has_text=re.compile(f'Pinned: {said}$')).wait_for(timeout=10_000)
     page.keyboard.press('Escape')
@@ -443,7 +446,7 @@ def stop_and_correct(p: ChatPage, shot) -> None:
     assert p.transcript() == p.heard(), 'the view shows another conversation than the kernel has'
 
 
-def change_and_rerun(p: ChatPage, shot) -> None:
+def change_and_rerun(p: ChatPage, shot, script: str) -> None:
     "Another policy; the cell again; and a new kernel, in which the conversation goes on."
     before = p.transcript()
     n = len(before)
@@ -460,6 +463,7 @@ def change_and_rerun(p: ChatPage, shot) -> None:
     p.page.evaluate("window.jupyterapp.commands.execute('apputils:change-theme', {theme: 'JupyterLab Dark'})")
     p.page.locator('body[data-jp-theme-name="JupyterLab Dark"]').wait_for(state='attached')
     shot('8-chat-dark')
+    check_access(p.page, script, '.lyra-live')
     p.page.evaluate("void window.jupyterapp.commands.execute('notebook:restart-kernel')")
     p.page.locator('.jp-Dialog .jp-mod-accept').click()
     p.chat.get_by_text('The kernel does not answer').wait_for(timeout=30_000)
@@ -525,9 +529,14 @@ def see_chat(page, server: Server, notebook: Path) -> None:
     shot = lambda name: page.locator('.lyra-live').last.screenshot(path=SHOTS/f'{name}.png')
     for i in (0, 1): p.run_cell(i)
     p.field.wait_for(timeout=120_000)
+    script = axe(notebook.parent)
+    check_access(page, script, '.lyra-live')
     type_while_busy(p)
     stop_and_correct(p, shot)
-    change_and_rerun(p, shot)
+    p.chat.locator('summary').click()                       # with the settings open, and a reply that failed
+    check_access(page, script, '.lyra-live')
+    p.chat.locator('summary').click()
+    change_and_rerun(p, shot, script)
     server.ask('DELETE', f"/api/sessions/{session['id']}")
 
 

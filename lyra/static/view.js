@@ -498,6 +498,7 @@ export function mount(model, el) {
       g.scale(2, 2); g.fillStyle = color; shape(g, [9, 9], marker, 7); g.fill();
       sample.after(name);
     });
+    if (panel.kind === 'points') make('span', node, {}, `filled: the newest up to the ${panel.columns.name}`);
     if (panel.kind === 'states' || isFlat(panel)) return;
     const { name, low, high, unit } = panel.planes[view.plane(panel)];
     const stops = view.look.shades.map(([paper]) => paper).filter((_, i) => i % 8 === 0);

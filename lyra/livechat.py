@@ -607,7 +607,7 @@ def take_up(talk:Talk, path:Path)->list[dict]: # lines
     begin(talk, found.choice, [(line.text, line.reply) for line in found.lines])
     return [line.model_dump() for line in found.lines]
 
-# %% ../nbs/92_livechat.ipynb #ea94d219
+# %% ../nbs/92_livechat.ipynb #f7dbcd5d
 def lock_live(path:Path)->FileLock: # freed with the object, and with the process
     "Become the writer of a live chat's file; raises `LyraError` where another kernel is, or nobody can be."
     lock = FileLock(path.with_name(f'.{path.stem}.lock'), mode=0o600, thread_local=False)
@@ -615,7 +615,7 @@ def lock_live(path:Path)->FileLock: # freed with the object, and with the proces
         path.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire(blocking=False)
     except Timeout as e:
-        raise LyraError(f'The chat {path} is open in another kernel: shut that one down, or name another folder.') from e
+        raise LyraError(f'{path} is open in another kernel: shut that one down, or name another folder.') from e
     except (OSError, NotImplementedError) as e:
         raise LyraError(f'{path.parent} cannot be written to ({e}): name another folder.') from e
     return lock

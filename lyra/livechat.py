@@ -607,8 +607,10 @@ def take_up(talk:Talk, path:Path)->list[dict]: # lines
     begin(talk, found.choice, [(line.text, line.reply) for line in found.lines])
     return [line.model_dump() for line in found.lines]
 
-# %% ../nbs/92_livechat.ipynb #f7dbcd5d
-def lock_live(path:Path)->FileLock: # freed with the object, and with the process
+# %% ../nbs/92_livechat.ipynb #69dafc56
+def lock_live(
+    path:Path, # of the file, not necessarily existing
+)->FileLock: # freed with the object, and with the process
     "Become the writer of a live chat's file; raises `LyraError` where another kernel is, or nobody can be."
     lock = FileLock(path.with_name(f'.{path.stem}.lock'), mode=0o600, thread_local=False)
     try:

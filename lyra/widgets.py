@@ -884,8 +884,10 @@ class Frontier(Picture):
         ends = [f'{name}{end}' for name in ('healthy', 'fact') for end in ('', ' low', ' high')]
         return ['method', 'turn', 'personas', *ends], rows
 
-# %% ../nbs/90_widgets.ipynb #67d253b8
-def frontier_panel(p:Frontier)->Panel:
+# %% ../nbs/90_widgets.ipynb #e0097363
+def frontier_panel(
+    p:Frontier, # whose standings are shown
+)->Panel: # of points
     "A frontier's marks, [7, methods, turns]; nan where a method was not asked."
     methods, turns = p.controls['method'], p.controls['turn']
     values, planes = np.full((7, len(methods), len(turns)), np.nan, np.float32), []
@@ -901,12 +903,14 @@ def frontier_panel(p:Frontier)->Panel:
                  Axis('turn', [*map(str, turns)], turns, 'turn'), [*planes, Plane('personas')],
                  looks=[(colour(m), look['marker']) for m, look in looks(methods).items()])
 
-# %% ../nbs/90_widgets.ipynb #ca64ec73
+# %% ../nbs/90_widgets.ipynb #709c98f9
 LOOK = dict(states=[*((name, LETTERS[name], SEGMENT_COLOURS[name], text_on(SEGMENT_COLOURS[name])) for name in HELD),
                     ('not said yet', '', '', '')],
             shades=[(to_hex(c), text_on(c)) for c in MAGNITUDES(np.linspace(0, 1, 64))])
 
-def scene_of(picture:Picture)->dict[str, Any]:
+def scene_of(
+    picture:Picture, # of any kind
+)->dict[str, Any]: # names, and the numbers as bytes under `data`
     "What a browser needs to show a picture at its present parameters."
     panels, notes = picture.panels(), picture.notes()
     controls = {name: dict(min=x.start, max=x.stop - 1) if isinstance(x, range) else dict(choices=list(x))
@@ -915,11 +919,16 @@ def scene_of(picture:Picture)->dict[str, Any]:
                 controls=controls, notes=dict(zip(('title', 'names', 'rows'), notes)) if notes else None,
                 panels=[p.note() for p in panels], data=b''.join(p.values.tobytes() for p in panels))
 
-def values_of(picture:Picture)->dict[str, Any]:
+def values_of(
+    picture:Picture, # of any kind
+)->dict[str, Any]: # by parameter
     "The present value of each parameter."
     return {name: getattr(picture, name) for name in picture.controls}
 
-def scene_at(picture:Picture, at:Mapping[str, Any])->dict[str, Any]:
+def scene_at(
+    picture:Picture, # of any kind
+    at:Mapping[str, Any], # parameter -> value
+)->dict[str, Any]: # as from `scene_of`
     "The scene of other values of the parameters; the picture is left as it was."
     before = values_of(picture)
     try: return scene_of(picture.show(**at))
@@ -1013,7 +1022,7 @@ def save_picture(
     except OSError as e: raise LyraError(f'{path} cannot be written ({e.strerror}): name another place.') from e
     return path
 
-# %% ../nbs/90_widgets.ipynb #7fa570fc
+# %% ../nbs/90_widgets.ipynb #89690793
 class ViewState(tr.HasTraits):
     "What several views share."
     turn, layer = tr.Int(1), tr.Int(0)
@@ -1028,7 +1037,10 @@ def slug(picture:Picture)->str:
 
 AHEAD = 100_000                         # bytes of a message
 
-def scenes_ahead(picture:Picture, wanted:Sequence[Mapping[str, Any]])->list[dict[str, Any]]:
+def scenes_ahead(
+    picture:Picture, # of any kind
+    wanted:Sequence[Mapping[str, Any]], # parameter -> value, for each scene
+)->list[dict[str, Any]]: # as from `scene_of`
     "The scenes of several values of the parameters, in order, as far as they fit into one message; one at least."
     scenes, size = [], 0
     for at in wanted:
@@ -1037,7 +1049,7 @@ def scenes_ahead(picture:Picture, wanted:Sequence[Mapping[str, Any]])->list[dict
         if size > AHEAD: return scenes[:-1] or scenes
     return scenes
 
-# %% ../nbs/90_widgets.ipynb #f276a505
+# %% ../nbs/90_widgets.ipynb #49297349
 _turnstile = threading.RLock()
 
 class View(anywidget.AnyWidget):
@@ -1090,7 +1102,9 @@ class View(anywidget.AnyWidget):
         if message.get('save') in KINDS: self.save(message['save'])
         if 'ahead' in message: self.go_ahead(message['ahead'])
 
-    def go_ahead(self, wanted:Sequence[Mapping])->None:
+    def go_ahead(self,
+        wanted:Sequence[Mapping], # parameter -> value, for each scene
+    )->None:
         "Send scenes before they are on view, as many as fit into one message."
         with _turnstile:
             try: scenes = scenes_ahead(self.picture, wanted)

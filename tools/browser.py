@@ -234,6 +234,20 @@ def time_steps(page) -> None:
         print(f'browser: {kind}, 1,000 turns, {ahead} steps ahead: key to picture median {drawn[20]:.0f} ms, 95th '
               f'percentile {drawn[37]:.0f} ms; with the frame {shown[20]:.0f} ms; drawing alone {alone[20]:.1f} ms')
         assert drawn[20] < (50 if ahead else 400), f'a step takes {drawn[20]:.0f} ms'
+        if ahead: hold_key(page, root)
+
+
+def hold_key(page, root) -> None:
+    "A held key ends where it should, in the browser and in the kernel, and nothing jumps back afterwards."
+    turn = int(root.get_attribute('data-turn')) - 60
+    root.locator('.panel [tabindex]').first.focus()
+    for _ in range(60):
+        page.keyboard.press('ArrowLeft')
+        page.wait_for_timeout(25)
+    page.wait_for_timeout(2000)
+    assert int(root.get_attribute('data-turn')) == turn, f"a held key ends at turn {root.get_attribute('data-turn')}"
+    root.get_by_role('button', name='save CSV').click()
+    root.get_by_role('status').filter(has_text=f'-turn-{turn}.csv').wait_for(timeout=30_000)     # the kernel's word
 
 
 def drive(page, folder: Path) -> None:

@@ -7,9 +7,9 @@ __all__ = ['NOBODY', 'AGAIN', 'Choice', 'picked', 'Offer', 'first_choice', 'choi
            'never', 'new_recorder', 'Talk', 'begin', 'say_recorded', 'keep_turn', 'hold_again', 'set_aside', 'remarks',
            'Desk', 'Wish', 'Line', 'Pending', 'in_words', 'Chat', 'in_progress', 'take', 'fulfil', 'hold_turn', 'price',
            'change', 'new_name', 'TalkViews', 'transcript', 'Kept', 'Live', 'LiveFile', 'save_live', 'live_path',
-           'take_up', 'named_personas', 'live']
+           'take_up', 'lock_live', 'named_personas', 'live']
 
-# %% ../nbs/92_livechat.ipynb #c83fe927
+# %% ../nbs/92_livechat.ipynb #d65d4a81
 import contextvars, copy, json, textwrap, threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -25,6 +25,7 @@ import anywidget
 import ipywidgets as W
 import torch
 import traitlets
+from filelock import FileLock, Timeout
 from IPython.display import display
 from torch import Tensor
 
@@ -512,7 +513,7 @@ class TalkViews(W.Tab):
         "The first view's picture, if there is one."
         return self.children[0].picture if self.children else None
 
-# %% ../nbs/92_livechat.ipynb #adec92fd
+# %% ../nbs/92_livechat.ipynb #2081d176
 def transcript(lines:Sequence[Mapping])->str:
     "Turns as plain text."
     parts = [f"you: {x['text']}\nreply: {x['reply']}" + (f"\n({x['note']})" if x['note'] else '') for x in lines]
@@ -534,8 +535,9 @@ class Live(W.VBox):
         talk:Talk,
         path:Path, # of the file
         lines:Sequence[Mapping]=(), # finished turns, see `Line`
+        lock:FileLock|None=None, # of the file, held while the chat is open
     ):
-        self.path, self.views = path, TalkViews()
+        self.path, self.lock, self.views = path, lock, TalkViews()
         self.chat = Chat(talk, self.follow, lines=list(lines), place=str(path))
         super().__init__([self.chat, self.views])
         self.add_class('lyra-live')
@@ -556,10 +558,11 @@ class Live(W.VBox):
         return found[0]
 
     def close(self)->None:
-        "End the recording, and the widgets."
+        "End the recording and the widgets, and leave the file to others."
         self.chat.talk.close()
         widgets:list[W.Widget] = [*self.views.children, self.views, self.chat]
         for widget in widgets: widget.close()
+        if self.lock: self.lock.release()
         super().close()
 
     def _ipython_display_(self, **kwargs)->None:
@@ -604,7 +607,22 @@ def take_up(talk:Talk, path:Path)->list[dict]: # lines
     begin(talk, found.choice, [(line.text, line.reply) for line in found.lines])
     return [line.model_dump() for line in found.lines]
 
-# %% ../nbs/92_livechat.ipynb #96e42ef0
+# %% ../nbs/92_livechat.ipynb #69dafc56
+def lock_live(
+    path:Path, # of the file, not necessarily existing
+)->FileLock: # freed with the object, and with the process
+    "Become the writer of a live chat's file; raises `LyraError` where another kernel is, or nobody can be."
+    lock = FileLock(path.with_name(f'.{path.stem}.lock'), mode=0o600, thread_local=False)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire(blocking=False)
+    except Timeout as e:
+        raise LyraError(f'{path} is open in another kernel: shut that one down, or name another folder.') from e
+    except (OSError, NotImplementedError) as e:
+        raise LyraError(f'{path.parent} cannot be written to ({e}): name another folder.') from e
+    return lock
+
+# %% ../nbs/92_livechat.ipynb #fa9aee7f
 _open:dict[Path, Live] = {} # the chats of this kernel, by their files
 
 def named_personas(persona:Any)->dict[str, Any]:
@@ -633,7 +651,8 @@ def live(
     if (box := _open.get(path)) is not None:
         if not anew and box.chat.talk.offer.models[name][0] is model: return box
         box.close()
+    lock = lock_live(path)
     talk = Talk(offer, folder, max_new_tokens=max_new_tokens, **options)
     offer.persona(talk.choice)                                  # so that the first reply need not wait for it
-    _open[path] = box = Live(talk, path, take_up(talk, path) if path.exists() else ())
+    _open[path] = box = Live(talk, path, take_up(talk, path) if path.exists() else (), lock)
     return box

@@ -8,9 +8,10 @@ FUNCTION, WIDTH = (ast.FunctionDef, ast.AsyncFunctionDef), 100        # characte
 
 
 def comments(source: str) -> dict[int, str]:
-    "The comment of each line."
+    "The comment of each line, without what only the type checker reads."
     tokens = tokenize.generate_tokens(io.StringIO(source).readline)
-    return {t.start[0]: t.string.lstrip('#').strip() for t in tokens if t.type == tokenize.COMMENT}
+    found = {t.start[0]: re.sub(r'# *type: *ignore\S*', '', t.string) for t in tokens if t.type == tokenize.COMMENT}
+    return {n: said for n, text in found.items() if (said := text.lstrip('#').strip())}
 
 
 class Module:

@@ -4,9 +4,7 @@
 // running text, 'lines' as curves, 'points' as marks.
 // Everything from outside becomes text (textContent), never markup.
 
-const CELL = 14, GAP = 8, TICK = 44, AXIS = 34, MARGIN = 12, HEIGHT = 170;     // pixels
-const KEYS = 'Left and right arrow: turn. Up and down arrow: layer. Shift with left or right arrow: along the row. ' +
-  'H: next head. Enter: pin or unpin. Escape: unpin. T: table.';
+const CELL = 14, GAP = 8, AXIS = 34, MARGIN = 12, HEIGHT = 170, WIDEST = 760;      // pixels
 const clamp = (x, low, high) => Math.min(Math.max(x, low), high);
 const isolated = text => `\u2068${text}\u2069`;           // right-to-left text turns nothing around it
 
@@ -36,22 +34,39 @@ function written(x, unit) {
   if (unit === '%') return `${(100*x).toFixed(1)} %`;
   return `${x.toFixed(2)}${unit ? ' ' + unit : ''}`;
 }
-const brief = (x, unit) => unit === '%' ? `${(100*x).toFixed(0)} %` : x.toFixed(Math.abs(x) < 10 ? 2 : 0);
+
+// The ticks of a scale: round numbers in equal steps, all with as many decimals.
+function ticks({ low, high, unit }, most) {
+  const times = unit === '%' ? 100 : 1, rough = times*((high - low) || 1)/most;
+  const power = 10**Math.floor(Math.log10(rough)), step = power*[1, 2, 5, 10].find(k => k*power >= rough*.999);
+  const decimals = Math.max(0, -Math.floor(Math.log10(step) + 1e-9));
+  const first = Math.ceil(times*low/step - 1e-6), last = Math.floor(times*high/step + 1e-6), out = [];
+  for (let i = first; i <= last; i++) out.push([i*step/times, (i*step).toFixed(decimals) + (unit === '%' ? ' %' : '')]);
+  return out;
+}
 const find = (axis, key) => axis.ends ? axis.keys.findIndex((k, i) => k <= key && key < axis.ends[i])
   : axis.keys.indexOf(key);
 
 // ---- where the cells of a panel are, and how they are drawn
 
+const isFlat = ({ kind }) => kind === 'lines' || kind === 'points';      // drawn on scales, not in cells
+
 function layout(panel, room) {
-  const { columns, height, width, kind } = panel, flat = kind === 'lines' || kind === 'points';
-  const left = flat ? 64 : panel.left, groups = columns.groups || [];
-  const spare = room - left - MARGIN - GAP*groups.length;
-  const px = flat ? spare/width : clamp(spare/width, 3, kind === 'shades' && width < 64 ? 64 : CELL);
+  const { columns, height, width, kind, planes } = panel, left = isFlat(panel) ? 64 : panel.left;
+  const groups = columns.groups || [], wide = kind === 'points' ? Math.min(room, WIDEST) : room;
+  const spare = wide - left - MARGIN - GAP*groups.length;
+  const px = isFlat(panel) ? spare/width : clamp(spare/width, 3, kind === 'shades' && width < 64 ? 64 : CELL);
   const before = c => GAP*groups.filter(([at]) => at > 0 && at <= c).length;
   const x = c => left + c*px + before(c), y = r => 4 + r*CELL;
-  const tall = flat ? HEIGHT : height*CELL;
-  return { left, px, x, y, right: x(width - 1) + px, tall, full: tall + 4 + AXIS,
-    column: at => { for (let c = 0; c < width; c++) if (at >= x(c) && at < x(c) + px) return c; return -1; } };
+  const tall = kind === 'points' ? 2*HEIGHT : kind === 'lines' ? HEIGHT : height*CELL;
+  const share = (v, { low, high }) => (v - low)/((high - low) || 1), up = planes[kind === 'points' ? 3 : 0];
+  const at = { left, px, x, y, right: x(width - 1) + px, tall, full: tall + 4 + AXIS,
+    height: v => 8 + (1 - share(v, up))*(tall - 16), across: v => left + 8 + share(v, planes[0])*(spare - 16),
+    ends: (r, c) => [1, 2, 4, 5].map(p => (p < 3 ? at.across : at.height)(panel.value(p, r, c))),
+    spot: (r, c) => kind === 'points' ? [at.across(panel.value(0, r, c)), at.height(panel.value(3, r, c))]
+      : [x(c) + px/2, at.height(panel.value(0, r, c))],
+    column: from => { for (let c = 0; c < width; c++) if (from >= x(c) && from < x(c) + px) return c; return -1; } };
+  return at;
 }
 
 function paintCells(panel, at, g, view) {
@@ -78,55 +93,120 @@ function paintCells(panel, at, g, view) {
   panel.rows.ticks.forEach((tick, r) => g.fillText(tick, at.left - 6, y(r) + CELL/2));
 }
 
-function paintLines(panel, at, g, view) {
-  const { low, high, unit } = panel.planes[0];
-  at.height = v => 8 + (high - v)/((high - low) || 1)*(at.tall - 16);
-  g.fillStyle = '#fff'; g.fillRect(at.left, 0, at.right - at.left + MARGIN, at.tall);   // the lines' colours need white
+function paintHeights(scale, most, at, g, view) {
+  g.fillStyle = '#fff'; g.fillRect(at.left, 0, at.right - at.left + MARGIN, at.tall);   // the colours need white
   g.textAlign = 'right';
-  for (const v of [low, (low + high)/2, high]) {
-    g.fillStyle = view.ink; g.fillText(brief(v, unit), at.left - 6, at.height(v));
+  for (const [v, text] of ticks(scale, most)) {
+    g.fillStyle = view.ink; g.fillText(text, at.left - 6, at.height(v));
     g.fillStyle = '#ddd'; g.fillRect(at.left, at.height(v), at.right - at.left, 1);
   }
+}
+
+function paintLines(panel, at, g, view) {
+  paintHeights(panel.planes[0], 4, at, g, view);
   const now = find(panel.columns, view.get(panel.columns.of));
   if (now >= 0) { g.fillStyle = '#555'; g.fillRect(at.x(now) + at.px/2 - .5, 0, 1, at.tall); }
   for (let r = 0; r < panel.height; r++) {
     const [color, dash] = panel.looks[r];
     g.strokeStyle = g.fillStyle = color; g.setLineDash(dash); g.lineWidth = 1.5; g.beginPath();
     const known = [...Array(panel.width).keys()].filter(c => !Number.isNaN(panel.value(0, r, c)));
-    known.forEach((c, i) => g[i ? 'lineTo' : 'moveTo'](at.x(c) + at.px/2, at.height(panel.value(0, r, c))));
+    known.forEach((c, i) => g[i ? 'lineTo' : 'moveTo'](...at.spot(r, c)));
     g.stroke(); g.setLineDash([]);
-    if (known.length < 60) for (const c of known) {
-      g.beginPath(); g.arc(at.x(c) + at.px/2, at.height(panel.value(0, r, c)), 2.5, 0, 7); g.fill();
+    if (known.length < 60) for (const c of known) { g.beginPath(); g.arc(...at.spot(r, c), 2.5, 0, 7); g.fill(); }
+  }
+}
+
+// Points: planes 0 to 2 are a number across and its interval's ends, 3 to 5 the same up, 6 how many were measured.
+// Shapes by matplotlib's names: corners, turned by degrees, and how far in every other corner is.
+const SHAPES = { o: [40, 0], s: [4, 45], D: [4, 0], d: [4, 0, .5], '^': [3, -90], v: [3, 90], '<': [3, 180],
+  '>': [3, 0], '*': [5, -90, .4], P: [4, 0, .4], X: [4, 45, .4], H: [6, 0], p: [5, -90], h: [6, 30] };
+
+function shape(g, [x, y], marker, size) {
+  const [corners, turned, within] = SHAPES[marker] || SHAPES.o, n = within ? 2*corners : corners;
+  g.beginPath();
+  for (let i = 0; i < n; i++) {
+    const angle = (turned + 360*i/n)*Math.PI/180, far = within && i % 2 ? within*size : size;
+    g.lineTo(x + far*Math.cos(angle), y + far*Math.sin(angle));
+  }
+  g.closePath();
+}
+
+const marksOf = (panel, r) => [...Array(panel.width).keys()].filter(c => !Number.isNaN(panel.value(0, r, c)));
+
+function paintPoints(panel, at, g, view) {
+  paintHeights(panel.planes[3], 7, at, g, view);
+  const turn = find(panel.columns, view.get(panel.columns.of)), newest = [];
+  for (let r = 0; r < panel.height; r++) {
+    const [color, marker] = panel.looks[r], marks = marksOf(panel, r), now = marks.filter(c => c <= turn).at(-1);
+    g.strokeStyle = g.fillStyle = color;
+    g.lineWidth = 1; g.globalAlpha = .5; g.beginPath();     // a method's way from turn to turn
+    for (const c of marks) g.lineTo(...at.spot(r, c));
+    g.stroke();
+    for (const c of marks) {
+      const [x0, x1, y0, y1] = at.ends(r, c);
+      g.fillStyle = color; g.globalAlpha = c === now ? .16 : .05; g.beginPath();
+      if (!Number.isNaN(x0)) g.ellipse((x0 + x1)/2, (y0 + y1)/2, (x1 - x0)/2, (y0 - y1)/2, 0, 0, 7);
+      g.fill();
+      g.fillStyle = c === now ? color : '#fff'; g.globalAlpha = 1; g.lineWidth = 1.5;
+      shape(g, at.spot(r, c), marker, 6); g.fill(); g.stroke();
     }
+    if (now !== undefined) newest.push([r, now]);
+  }
+  const row = find(panel.rows, view.get(panel.rows.of));
+  if (row >= 0 && turn >= 0) bars(at, g, [row, turn]);
+  nameMarks(panel, at, g, newest);
+}
+
+function bars(at, g, [r, c]) {                             // the chosen mark's intervals
+  const [x, y] = at.spot(r, c), [x0, x1, y0, y1] = at.ends(r, c);
+  g.lineWidth = 1.5; g.strokeStyle = '#000'; g.beginPath();
+  g.moveTo(x0, y); g.lineTo(x1, y); g.moveTo(x, y0); g.lineTo(x, y1); g.stroke();
+}
+
+function nameMarks(panel, at, g, marks) {                   // beside each mark, where no other name or mark is
+  const taken = marks.map(mark => at.spot(...mark)).map(([x, y]) => [x - 7, y - 7, x + 7, y + 7]);
+  g.textAlign = 'left'; g.fillStyle = '#000'; g.strokeStyle = '#fff'; g.lineWidth = 3;
+  for (const [r, c] of marks) {
+    const [x, y] = at.spot(r, c), name = panel.rows.ticks[r], wide = g.measureText(name).width;
+    const left = -10 - wide, over = -wide/2;
+    const boxes = [[10, 0], [left, 0], [over, -15], [over, 15], [10, -15], [10, 15], [left, -15], [left, 15]]
+      .map(([dx, dy]) => [x + dx, y + dy - 6, x + dx + wide, y + dy + 6]);
+    const free = ([a, b, c, d]) => a > at.left && c < at.right && b > 0 && d < at.tall &&
+      !taken.some(([e, f, h, i]) => a < h && c > e && b < i && d > f);
+    const box = boxes.find(free) || boxes[0];
+    taken.push(box); g.strokeText(name, box[0], box[1] + 6); g.fillText(name, box[0], box[1] + 6);
   }
 }
 
 function paintColumnTicks(panel, at, g, view) {
   g.fillStyle = view.ink; g.textAlign = 'center';
+  const { planes: [scale], columns } = panel;
+  const marked = panel.kind === 'points' ? ticks(scale, 7).map(([v, text]) => [at.across(v), text])
+    : columns.ticks.map((text, c) => [at.x(c) + at.px/2, text]);
   let free = -Infinity;
-  panel.columns.ticks.forEach((tick, c) => {
-    const middle = at.x(c) + at.px/2, half = g.measureText(tick).width/2;
-    if (middle - half < free) return;
-    g.fillRect(middle - .5, at.tall + 4, 1, 3); g.fillText(tick, middle, at.tall + 14);
+  for (const [middle, text] of marked) {
+    const half = g.measureText(text).width/2;
+    if (middle - half < free) continue;
+    g.fillRect(middle - .5, at.tall + 4, 1, 3); g.fillText(text, middle, at.tall + 14);
     free = middle + half + 12;
-  });
+  }
   g.textAlign = 'left'; free = -Infinity;
-  for (const [first, name] of panel.columns.groups || [[0, panel.columns.name]]) {
+  for (const [first, name] of columns.groups || [[0, panel.kind === 'points' ? scale.name : columns.name]]) {
     const from = Math.max(at.x(first), free);
     g.fillText(name, from, at.tall + 28);
     free = from + g.measureText(name).width + 10;
   }
 }
 
-// The cell under a pointer: of lines the nearest one that was measured.
+// The cell under a pointer: of lines and points the nearest one that was measured.
 function hit(panel, at, px, py) {
-  if (panel.kind !== 'lines') {
+  if (!isFlat(panel)) {
     const r = Math.floor((py - 4)/CELL), c = at.column(px);
     return c >= 0 && r >= 0 && r < panel.height ? [r, c] : null;
   }
-  let best = null, least = Math.max(30, .75*at.px);
+  let best = null, least = panel.kind === 'points' ? 20 : Math.max(30, .75*at.px);
   for (let r = 0; r < panel.height; r++) for (let c = 0; c < panel.width; c++) {
-    const v = panel.value(0, r, c), far = Math.hypot(at.x(c) + at.px/2 - px, at.height(v) - py);
+    const [x, y] = at.spot(r, c), far = Math.hypot(x - px, y - py);
     if (far < least) [best, least] = [[r, c], far];
   }
   return best;
@@ -170,6 +250,14 @@ export function mount(model, el) {
       ask({ [name]: control.choices[clamp(i, 0, control.choices.length - 1)] });
     } else ask({ [name]: clamp(get(name) + by, control.min, control.max) });
   }
+  function hop(down, right) {                               // from mark to mark
+    const [panel] = panels, [r, c] = chosen(0), row = clamp(r + down, 0, panel.height - 1), marks = marksOf(panel, row);
+    const [to] = down ? marks.sort((a, b) => Math.abs(a - c) - Math.abs(b - c))
+      : right > 0 ? marks.filter(k => k > c) : marks.filter(k => k < c).reverse();
+    if (to !== undefined) choose(0, [row, to]);
+  }
+  const turn = by => panels[0].kind === 'points' ? hop(0, by) : move('turn', by);
+  const row = by => panels[0].kind === 'points' ? hop(by, 0) : move('layer', by);
   function along(by) {                                      // to the neighbour in the row
     const { columns } = panels[0], control = scene.controls[columns.of];
     if (!control || control.choices) return move(columns.of, by);
@@ -193,6 +281,11 @@ export function mount(model, el) {
   const label = (axis, i) => axis.labels ? axis.labels[i] : `${axis.name} ${axis.ticks[i]}`.trim();
   function values(panel, r, c) {
     if (panel.kind === 'states') return view.look.states[panel.value(0, r, c)][0];
+    if (panel.kind === 'points') return [0, 3].map(p => {
+      const { name, unit } = panel.planes[p], [v, low, high] = [0, 1, 2].map(k => panel.value(p + k, r, c));
+      const ends = Number.isNaN(low) ? '' : ` (${written(low, unit)} to ${written(high, unit)})`;
+      return `${name} ${written(v, unit)}${ends}`;
+    }).join(', ') + (Number.isNaN(panel.value(0, r, c)) ? '' : `, ${panel.value(6, r, c)} ${panel.planes[6].name}`);
     return panel.planes.map(({ name, unit }, p) => `${name} ${written(panel.value(p, r, c), unit)}`).join(', ');
   }
   function tell(i, [r, c]) {
@@ -222,12 +315,13 @@ export function mount(model, el) {
     ({ color: view.ink, backgroundColor: view.paper } = getComputedStyle(root));
     panels.forEach((panel, i) => {
       places[i].title.textContent = panel.title;
-      places[i].node.setAttribute('aria-label', `${panel.title}. ${KEYS}`);
+      places[i].node.setAttribute('aria-label', `${panel.title}. ${keysInWords()}`);
       (panel.kind === 'words' ? words : canvas)(panel, i);
     });
     const now = tell(0, chosen(0));
     status.textContent = [scene.caption, now[0].toUpperCase() + now.slice(1), get('note')].filter(Boolean).join('. ');
-    pinned.textContent = get('pin').length ? 'Pinned: ' + tellPin(get('pin')) : 'Nothing is pinned: click a cell.';
+    const what = { words: 'token', lines: 'line', points: 'mark' }[panels[0].kind] || 'cell';
+    pinned.textContent = get('pin').length ? 'Pinned: ' + tellPin(get('pin')) : `Nothing is pinned: click a ${what}.`;
     listNotes();
     if (!sheet.hidden) table();
     if (hover) point(hover);
@@ -243,21 +337,21 @@ export function mount(model, el) {
     node.width = width*ratio; node.height = at.full*ratio;
     node.style.width = width + 'px'; node.style.height = at.full + 'px';
     g.scale(ratio, ratio); g.font = '11px sans-serif'; g.textBaseline = 'middle'; g.textAlign = 'center';
-    (panel.kind === 'lines' ? paintLines : paintCells)(panel, at, g, view);
+    ({ lines: paintLines, points: paintPoints }[panel.kind] || paintCells)(panel, at, g, view);
     paintColumnTicks(panel, at, g, view);
     const ring = ([r, c], wide) => {
-      if (panel.kind !== 'lines') {                         // two colours: one of them stands out from any cell
+      if (!isFlat(panel)) {                                 // two colours: one of them stands out from any cell
         for (const [ink, more] of [[view.paper, 2], [view.ink, 0]]) {
           g.strokeStyle = ink; g.lineWidth = wide + more; g.strokeRect(at.x(c) - 1, at.y(r) - 1, at.px + 1, CELL + 1);
         }
         return;
       }
       g.strokeStyle = '#000'; g.lineWidth = wide;
-      const v = panel.value(0, r, c);
-      if (!Number.isNaN(v)) { g.beginPath(); g.arc(at.x(c) + at.px/2, at.height(v), 6, 0, 7); g.stroke(); }
+      if (Number.isNaN(panel.value(0, r, c))) return;
+      g.beginPath(); g.arc(...at.spot(r, c), panel.kind === 'points' ? 10 : 6, 0, 7); g.stroke();
     };
     g.strokeStyle = view.ink;
-    if (panel.rows.of && panel.kind !== 'lines') {
+    if (panel.rows.of && !isFlat(panel)) {
       g.lineWidth = 1; g.strokeRect(at.x(0) - .5, at.y(chosen(i)[0]) - 1, at.right - at.x(0) + 1, CELL + 1);
     }
     if (panel.kind !== 'lines') ring(chosen(i), 2);
@@ -291,21 +385,30 @@ export function mount(model, el) {
         String(x).trim() ? x : '␣'));                      // a token of blanks alone must be seen, too
     }
   }
+  const number = (v, unit) => Number.isNaN(v) ? '–' : unit === '%' ? (100*v).toFixed(1)
+    : unit || !Number.isInteger(v) ? v.toFixed(2) : v;
+  const withUnit = ({ name, unit }) => unit ? `${name}, ${unit}` : name;
+  function pointTable(panel) {                              // all marks: they are few
+    const { title, rows, columns, planes, value } = panel;
+    const body = rows.ticks.flatMap((name, r) => marksOf(panel, r).map(c =>
+      [name, columns.ticks[c], ...planes.map(({ unit }, p) => number(value(p, r, c), unit))]));
+    fill(make('table', sheet), title, [rows.name, columns.name, ...planes.map(withUnit)], body);
+  }
   function table() {                                        // the same numbers, of the chosen row of every panel
     sheet.replaceChildren();
     panels.forEach((panel, i) => {
+      if (panel.kind === 'points') return pointTable(panel);
       const every = !panel.rows.of && panel.height > 1;     // nobody chooses a row: all of them
       const row = chosen(i)[0], { columns, rows } = panel, told = columns.of || columns.name;
-      const names = every ? rows.ticks : panel.kind === 'states' ? ['state'] : panel.planes.map(p =>
-        p.unit ? `${p.name}, ${p.unit}` : p.name);
-      const bare = (p, r, c, unit) => { const v = panel.value(p, r, c);
-        return Number.isNaN(v) ? '–' : unit === '%' ? (100*v).toFixed(1) : v.toFixed(2); };
+      const names = every ? rows.ticks : panel.kind === 'states' ? ['state'] : panel.planes.map(withUnit);
+      const bare = (p, r, c, unit) => number(panel.value(p, r, c), unit);
       const cells = c => every ? rows.ticks.map((_, r) => bare(0, r, c, panel.planes[0].unit))
         : panel.kind === 'states' ? [values(panel, row, c)] : panel.planes.map((p, k) => bare(k, row, c, p.unit));
       const body = columns.ticks.map((_, c) => [label(columns, c), ...(panel.texts.length ? [panel.texts[c]] : []),
         ...cells(c)]);
       const unit = every && panel.planes[0].unit ? `, ${panel.planes[0].unit}` : '';
-      const title = [panel.title + unit, `turn ${scene.turn}`, every ? '' : label(rows, row)].filter(Boolean).join(', ');
+      const title = [panel.title + unit, `turn ${scene.turn}`, every ? '' : label(rows, row)].filter(Boolean)
+        .join(', ');
       fill(make('table', sheet), title, [told, ...(panel.texts.length ? ['text'] : []), ...names], body);
     });
   }
@@ -313,6 +416,13 @@ export function mount(model, el) {
   // -- the parts that stay from scene to scene
 
   let fields = {};
+  function keysInWords() {                                  // those that do something here
+    const { layer, head } = scene.controls, [{ kind, rows, columns }] = panels, points = kind === 'points';
+    const down = layer ? 'layer' : points && rows.name, inRow = !points && columns.of && columns.of !== 'turn';
+    return ['Left and right arrow: turn', down && `Up and down arrow: ${down}`,
+      inRow && 'Shift with left or right arrow: along the row', head && 'H: next head',
+      'Enter: pin or unpin', 'Escape: unpin', 'T: table'].filter(Boolean).join('. ') + '.';
+  }
   function build() {
     const active = document.activeElement, old = places.findIndex(({ node }) => node === active);
     const kept = root.contains(active) && active.getAttribute('aria-label');
@@ -322,7 +432,7 @@ export function mount(model, el) {
     places = panels.map(place);
     for (const kind of get('saves')) button(foot, `save ${kind.toUpperCase()}`, () => model.send({ save: kind }));
     button(foot, 'table', toggle);
-    make('span', foot, { class: 'keys' }, KEYS);
+    make('span', foot, { class: 'keys' }, keysInWords());
     if (old >= 0) places[old]?.node.focus();
     else if (kept) [...root.querySelectorAll('[aria-label]')].find(n => n.getAttribute('aria-label') === kept)?.focus();
   }
@@ -342,7 +452,8 @@ export function mount(model, el) {
     }
     const bounds = { min: control.min, max: control.max, 'aria-label': name };
     const node = make('input', here, { type: 'number', ...bounds });
-    node.onchange = () => node.value !== '' && ask({ [name]: clamp(Math.round(+node.value), control.min, control.max) });
+    node.onchange = () => node.value !== '' &&
+      ask({ [name]: clamp(Math.round(+node.value), control.min, control.max) });
     if (name !== 'turn') return [node];
     const slider = make('input', here, { type: 'range', ...bounds, 'aria-label': 'turn, slider' });
     slider.oninput = () => ask({ turn: +slider.value });
@@ -381,7 +492,14 @@ export function mount(model, el) {
       const [color, dash] = panel.looks[r], line = dash.length > 2 ? 'double' : ['solid', '', 'dashed'][dash.length];
       entry(`border: 0; height: 0; width: 26px; border-top: 4px ${dash[0] < 4 ? 'dotted' : line} ${color}`, name);
     });
-    if (panel.kind === 'states' || panel.kind === 'lines') return;
+    if (panel.kind === 'points') panel.rows.ticks.forEach((name, r) => {
+      const sample = make('canvas', make('span', node), { width: 36, height: 36, 'aria-hidden': 'true' });
+      const [color, marker] = panel.looks[r], g = sample.getContext('2d');
+      g.scale(2, 2); g.fillStyle = color; shape(g, [9, 9], marker, 7); g.fill();
+      sample.after(name);
+    });
+    if (panel.kind === 'points') make('span', node, {}, `filled: the newest up to the ${panel.columns.name}`);
+    if (panel.kind === 'states' || isFlat(panel)) return;
     const { name, low, high, unit } = panel.planes[view.plane(panel)];
     const stops = view.look.shades.map(([paper]) => paper).filter((_, i) => i % 8 === 0);
     entry(`width: 120px; background: linear-gradient(to right, ${stops})`,
@@ -404,9 +522,8 @@ export function mount(model, el) {
     tip.style.left = clamp(event.x - box.left + 14, 0, Math.max(0, room)) + 'px';
     tip.style.top = event.y - box.top + 16 + 'px';
   }
-  const acts = { ArrowLeft: e => e.shiftKey ? along(-1) : move('turn', -1),
-    ArrowRight: e => e.shiftKey ? along(1) : move('turn', 1),
-    ArrowUp: () => move('layer', -1), ArrowDown: () => move('layer', 1),
+  const acts = { ArrowLeft: e => e.shiftKey ? along(-1) : turn(-1), ArrowRight: e => e.shiftKey ? along(1) : turn(1),
+    ArrowUp: () => row(-1), ArrowDown: () => row(1),
     h: () => move('head', 1), H: () => move('head', -1),
     Enter: e => { const i = Math.max(0, places.findIndex(({ node }) => node === e.target)); pin(i, chosen(i)); },
     Escape: () => ask({ pin: [] }), t: toggle };
@@ -422,7 +539,9 @@ export function mount(model, el) {
   // -- what makes it draw anew
 
   const redraw = () => { if (!asking) draw(); };
-  const names = ['scene', 'pin', 'note', ...Object.keys(get('scene').controls)];
+  const answered = () => { if (get('scene') !== scene) redraw(); };       // it may be on view already, see `ahead`
+  model.on('change:scene', answered);
+  const names = [ 'pin', 'note', ...Object.keys(get('scene').controls)];
   for (const name of names) model.on('change:' + name, redraw);
   const later = () => requestAnimationFrame(draw);
   const size = new ResizeObserver(later), theme = new MutationObserver(later);
@@ -433,11 +552,72 @@ export function mount(model, el) {
   dark.addEventListener('change', later);
   return () => {
     for (const name of names) model.off('change:' + name, redraw);
+    model.off('change:scene', answered);
     clearInterval(player); size.disconnect(); theme.disconnect(); dark.removeEventListener('change', later);
   };
 }
 
-export default { render: ({ model, el }) => mount(model, el) };
+// ---- a step ahead: what the next keys will ask for is asked for before, and then drawn at once
+
+const MOST = 64;                                            // scenes that are kept
+
+export function ahead(model, el) {
+  const had = new Map(), names = Object.keys(model.get('scene').controls);
+  const key = at => JSON.stringify(names.map(name => at[name]));
+  const now = () => Object.fromEntries(names.map(name => [name, model.get(name)]));
+  let before = now(), moved = ['turn', 1], edition = 0, waiting = false;
+
+  const control = name => model.get('scene').controls[name];
+  const place = (name, x) => control(name).choices ? control(name).choices.indexOf(x) : x;
+  const there = (name, i) => control(name).choices ? control(name).choices[i]
+    : i >= control(name).min && i <= control(name).max ? i : undefined;
+  function wanted() {                                       // some steps on, and one back
+    const [name, by] = moved, state = now(), steps = [...Array(model.get('ahead')).keys()].map(k => k + 1);
+    return [...steps, -1].map(k => ({ ...state, [name]: there(name, place(name, state[name]) + k*by) }))
+      .filter(at => at[name] !== undefined && !had.has(key(at)));
+  }
+  function want() {
+    if (waiting || !model.get('ahead') || !el.clientWidth) return;        // a view in another tab has no width
+    const list = wanted();
+    if (!list.length) return;
+    waiting = true;
+    model.send({ ahead: list });
+  }
+  function keep(scene) {
+    if (scene.edition !== edition || !model.get('ahead')) had.clear();  // turns were added: what was had is out of date
+    edition = scene.edition;
+    had.set(key(scene.at), scene);
+    if (had.size > MOST) had.delete(had.keys().next().value);
+  }
+  const heard = (message, buffers) => {
+    if (!message.ahead) return;
+    waiting = false;
+    const known = had.size;
+    message.ahead.forEach((scene, i) => scene.edition === edition && keep({ ...scene, data: buffers[i] }));
+    if (had.size > known) want();
+  };
+  const answered = () => keep(model.get('scene'));
+  answered();
+  model.on('msg:custom', heard); model.on('change:scene', answered);
+  for (const event of ['focusin', 'pointerenter']) el.addEventListener(event, want);
+  return { set: (name, value) => model.set(name, value), send: message => model.send(message),
+    on: (name, act) => model.on(name, act), off: (name, act) => model.off(name, act),
+    get: name => name === 'scene' && model.get('ahead') ? had.get(key(now())) || model.get(name) : model.get(name),
+    save_changes: () => {
+      const state = now(), [name, ...others] = names.filter(name => state[name] !== before[name]);
+      if (name && !others.length) moved = [name, Math.sign(place(name, state[name]) - place(name, before[name])) || 1];
+      before = state;
+      model.save_changes();
+      want();
+    },
+    end: () => { model.off('msg:custom', heard); model.off('change:scene', answered); } };
+}
+
+function render({ model, el }) {
+  const near = ahead(model, el), end = mount(near, el);
+  return () => { end(); near.end(); };
+}
+export default { render };
 
 // ---- without a kernel: a saved page holds some scenes, and answers from them
 

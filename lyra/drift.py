@@ -231,7 +231,7 @@ def split_softmax(
     session.cache = SplitCache(model.config, persona, number)
     return session
 
-# %% ../nbs/80_drift.ipynb #81e0f4e9
+# %% ../nbs/80_drift.ipynb #67515178
 class SinkCache(LyraCache):
     "Reads one text, whose first token attends to all of it in every `every`th layer but the first."
     def __init__(self,
@@ -254,6 +254,7 @@ class SinkCache(LyraCache):
         rest = _additive(mask, query, T)[..., 1:, :].expand(*first.shape[:2], -1, -1)
         return torch.cat([first, rest], dim=-2)
 
+# %% ../nbs/80_drift.ipynb #5d6e4bc1
 @torch.no_grad()
 def read_into_sink(
     model, # a `Lyra` or an attached model
@@ -266,6 +267,7 @@ def read_into_sink(
     turned = [layer.turn(layer.keys, place, inverse=True).clone() for layer in cache.own]
     return replace(persona, keys=tuple(turned), values=tuple(layer.values.clone() for layer in cache.own))
 
+# %% ../nbs/80_drift.ipynb #2298980e
 @method('sinktrack', 4, least=1, most=1000, whole=True)
 def sinktrack(
     model, # a `Lyra` or an attached model
@@ -441,8 +443,8 @@ def ask(
     (right, rank), foils = asked.score(probe.expected), [asked.score(f)[0] for f in probe.foils]
     return dict(logprob=right, rank=float(rank), logodds=right - float(np.logaddexp.reduce(foils) - np.log(len(foils))))
 
-# %% ../nbs/80_drift.ipynb #9f5f5fb5
-TITLES = 'mr mrs ms dr prof st mme mlle sr sra vs e.g i.e z.b p. ej'.split()
+# %% ../nbs/80_drift.ipynb #1c3bf259
+TITLES = 'mr mrs ms dr prof st mme mlle sr sra vs e.g i.e z.b'.split() # and abbreviations, that a full stop follows
 _END = re.compile(r'[.!?…。？！]+["\'”’»)*_]*(?=\s|$)')
 
 def _is_end(line:str, mark:re.Match)->bool:

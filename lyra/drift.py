@@ -443,7 +443,7 @@ def ask(
     (right, rank), foils = asked.score(probe.expected), [asked.score(f)[0] for f in probe.foils]
     return dict(logprob=right, rank=float(rank), logodds=right - float(np.logaddexp.reduce(foils) - np.log(len(foils))))
 
-# %% ../nbs/80_drift.ipynb #1c3bf259
+# %% ../nbs/80_drift.ipynb #b809de59
 TITLES = 'mr mrs ms dr prof st mme mlle sr sra vs e.g i.e z.b'.split() # and abbreviations, that a full stop follows
 _END = re.compile(r'[.!?…。？！]+["\'”’»)*_]*(?=\s|$)')
 
@@ -459,7 +459,7 @@ def sentences(
 )->list[str]: # those with a letter or digit in them; the last may lack its mark
     "The sentences of a text."
     found = list[str]()
-    for line in text.splitlines():
+    for line in re.sub(r'(?<=,)\s*\n\s*|\s*\n\s*(?=[a-zà-ÿ])', ' ', text).splitlines():
         ends = [m.end() for m in _END.finditer(line) if _is_end(line, m)]
         found += [line[a:b].strip() for a, b in zip((0, *ends), (*ends, len(line)))]
     return [x for x in found if any(map(str.isalnum, x))]

@@ -192,7 +192,7 @@ def detach(
     decoder.set_attn_implementation(decoder.config._attn_implementation.removeprefix('lyra_'))
     return model
 
-# %% ../nbs/43_any_model.ipynb #8d553a3b
+# %% ../nbs/43_any_model.ipynb #0d0077df
 def load_attached(
     name:Path|str|None=None, # one of `lyra.weights.MODELS`, a folder, or a hub id; None: gemma3-270m
     **options:Any, # as for `lyra.weights.load_model`
@@ -211,6 +211,6 @@ def load(
     model = load_attached(name, **options)
     tokenizer = load_tokenizer(name, **{key: options[key] for key in LOCATE if key in options})
     if (words := tokenizer.vocab_size) > (known := decoder_of(model).config.vocab_size):
-        raise LyraError(f'The tokenizer of {name} has {words} words, and the model knows {known}: put the tokenizer that '
-                        'belongs to it beside its weights.')
+        raise LyraError(f'The tokenizer of {name} has {words} words, and the model knows {known}: put the tokenizer '
+                        'that belongs to it beside its weights.')
     return model, tokenizer

@@ -30,7 +30,7 @@ from .cache import LyraCache
 from .decoders import attach, decoder_of
 from .persona import Persona, read_persona
 
-# %% ../nbs/52_verify.ipynb #54c94346
+# %% ../nbs/52_verify.ipynb #32acca2b
 class Literal:
     "A mask written out by hand, in the place of a cache."
     def __init__(self,
@@ -57,7 +57,8 @@ class Literal:
             is_persona = i < start + P
             policy = (self.stock if is_persona else self.policies)[kind]
             if j > i: return lowest
-            if policy.persona and start <= j < start + P: return log(policy.gain) if j >= start + policy.gain_from else 0.
+            if policy.persona and start <= j < start + P:
+                return log(policy.gain) if j >= start + policy.gain_from else 0.
             if policy.persona and j < P or not is_persona and again <= j < again + P: return lowest
             if is_persona and j < start: return lowest
             distance = i - j - (P if j < again <= i else 0)         # no token of the conversation stands between

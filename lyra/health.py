@@ -9,7 +9,7 @@ __all__ = ['NEGATIONS', 'COPULAS', 'ASKING', 'STOP', 'BUT', 'UNSPACED', 'CLEARLY
            'answers', 'are_healthy', 'check_up', 'mean_of', 'judge_replies', 'health_table', 'as_at_first', 'page',
            'two_axes']
 
-# %% ../nbs/81_health.ipynb #f37e9f20
+# %% ../nbs/81_health.ipynb #7e659390
 import html, itertools, math, re, unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,7 +24,7 @@ from torch import Tensor
 from .core import LyraError
 from .cache import LyraCache
 from .cards import Card
-from .chat import Sampling, check_finite, ends_reply
+from .chat import ChatSession, Sampling, check_finite, ends_reply
 from .drift import Session, equivalent, interval, judge, name_points, per_persona
 from .plots import bare, colour, figure, marker
 
@@ -188,10 +188,10 @@ def voice(
     "How much likelier each reply is for one who has been told the persona than for a fresh model."
     return [a - b for a, b in zip(likelihoods(told, questions, replies), likely)]
 
-# %% ../nbs/81_health.ipynb #9d21f680
+# %% ../nbs/81_health.ipynb #eec12021
 @torch.no_grad()
 def decoded(
-    writer:Session, # its model, tokenizer and template are used
+    writer:ChatSession, # its model, tokenizer and template are used
     cache:LyraCache, # has read the prompts
     logits:Tensor, # [B, V], of what follows the prompts
     said:Tensor, # [B, n] tokens on which a penalty on repetition counts

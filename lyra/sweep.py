@@ -278,7 +278,7 @@ def _pool(workers:int)->Iterator[ProcessPoolExecutor]:
         raise
     finally: pool.shutdown(wait=True, cancel_futures=True)
 
-# %% ../nbs/83_sweep.ipynb #13bd1671
+# %% ../nbs/83_sweep.ipynb #3171aead
 PATIENCE = 30                                                           # seconds that a cluster has to bring a worker
 
 @contextmanager
@@ -287,8 +287,9 @@ def dask_executor(
 )->Iterator[Executor]:
     "The workers of a Dask cluster, as an executor; raises `LyraError` where Dask, a scheduler or workers are missing."
     try:
-        from distributed import Client, KilledWorker, WorkerStartTimeoutError
+        from distributed import Client, KilledWorker
         from distributed.comm import CommClosedError
+        from distributed.exceptions import WorkerStartTimeoutError
     except ImportError as e: raise LyraError('Dask is not installed: pip install "lyra[sweep]".') from e
     try: client = Client(address, timeout='4s')
     except Exception as e: # whatever a wrong address makes of Dask
@@ -296,7 +297,7 @@ def dask_executor(
                         'and workers with `dask worker`.') from e
     with client:
         try:
-            client.wait_for_workers(1, timeout=PATIENCE)                      # else a sweep waits for ever, and says nothing
+            client.wait_for_workers(1, timeout=PATIENCE)          # else a sweep waits for ever, and says nothing
             yield client.get_executor()
         except WorkerStartTimeoutError as e:
             raise LyraError(f'The Dask scheduler at {address} has no workers: start some with `dask worker {address}`.'

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['METHOD', 'to_int8', 'Int8Linear', 'Int8Embedding', 'shares_embedding', 'linears', 'replace', 'Int8Config',
-           'Int8Quantizer', 'save_int8']
+           'Int8Quantizer', 'save_int8', 'source_digest', 'int8_checkpoint', 'is_int8', 'check_int8', 'dtype_name']
 
-# %% ../nbs/31_int8.ipynb #aca41176
-import logging
+# %% ../nbs/31_int8.ipynb #c75d1f9a
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING, AUTO_
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from .core import LyraError, cache_path, digest
-from .weights import LOCATE, load_model, made_once, resolve
+from .weights import load_model, made_once, resolve
 
 # %% ../nbs/31_int8.ipynb #771ba8da
 def to_int8(
@@ -102,12 +102,16 @@ def replace(
         model.all_tied_weights_keys[f'{name}.weight_scale'] = f'{source}weight_scale'
     model.requires_grad_(False)
 
-# %% ../nbs/31_int8.ipynb #37f94b74
+# %% ../nbs/31_int8.ipynb #eecf6322
 METHOD = 'lyra_int8'
 
 class Int8Config(QuantizationConfigMixin):
     "What the config of an 8-bit checkpoint says."
-    def __init__(self, **kwargs:Any): self.quant_method = METHOD
+    def __init__(self,
+        source:str='', # the checkpoint that was rounded: folder or hub id
+        **kwargs:Any, # what transformers adds
+    ):
+        self.quant_method, self.source = METHOD, source
 
 class Int8Quantizer(HfQuantizer):
     "Prepares a model for the weights of an 8-bit checkpoint."
@@ -119,13 +123,62 @@ class Int8Quantizer(HfQuantizer):
 
 AUTO_QUANTIZATION_CONFIG_MAPPING[METHOD], AUTO_QUANTIZER_MAPPING[METHOD] = Int8Config, Int8Quantizer
 
-# %% ../nbs/31_int8.ipynb #a9c84ed1
+# %% ../nbs/31_int8.ipynb #4d168ae4
 def save_int8(
     model:Any, # a stock causal language model in float32 on a CPU; it is rounded
     folder:Path, # receives config.json and model.safetensors
+    source:str, # where the model comes from: folder or hub id
 )->None:
     "Round a model, and write it as a checkpoint."
     replace(model)
-    model.config.quantization_config = Int8Config()
+    model.config.quantization_config = Int8Config(source)
     model._tied_weights_keys = dict(model.all_tied_weights_keys)
     model.save_pretrained(folder)
+
+# %% ../nbs/31_int8.ipynb #67e099e5
+def source_digest(
+    place:Path|str, # a checkpoint's folder, or a hub id
+    config:Any, # its config
+)->str: # 16 hex digits
+    "What tells the weights of a checkpoint from others, without reading them."
+    if isinstance(place, str): return digest(place, str(getattr(config, '_commit_hash', '')))[:16]
+    files = sorted(p for p in place.iterdir() if p.suffix in ('.json', '.safetensors'))
+    return digest(str(place.resolve()), *(f'{p.name} {(s := p.stat()).st_size} {s.st_mtime_ns}' for p in files))[:16]
+
+def int8_checkpoint(
+    name:Path|str|None=None, # built-in name, folder or hub id; None: gemma3-270m
+    *,
+    root:Path|None=None, # folder of the copies; None: `int8` in `lyra.core.cache_path()`
+    **hub:Any, # of the keywords in `LOCATE`
+)->Path: # a folder that `from_pretrained` reads
+    "A checkpoint's 8-bit copy, made on first use; raises `LyraError` for what cannot be had or is quantised already."
+    place, config = resolve(name, **hub)
+    if getattr(config, 'quantization_config', None):
+        raise LyraError(f"The weights of {place} are quantised already: load it without dtype='int8'.")
+    def convert(work:Path, folder:Path)->None:
+        print(f'Rounding {place} to 8 bits, once.', file=sys.stderr, flush=True)
+        save_int8(load_model(place, dtype='float32', **hub), folder, str(place))
+    root = root or cache_path()/'int8'
+    return made_once(root/f'{Path(place).name}-{source_digest(place, config)}', convert)
+
+# %% ../nbs/31_int8.ipynb #75b5b450
+def is_int8(
+    dtype:Any, # torch.dtype, its name or None
+)->bool:
+    "Whether 8-bit weights are asked for."
+    return str(dtype).removeprefix('torch.') == 'int8'
+
+def check_int8(
+    device:Any, # as for `load_model`
+    device_map:Any, # as for `load_model`
+)->None:
+    "Raises `LyraError` unless 8-bit weights can be computed with there."
+    if all(str(place) in ('None', 'cpu') for place in (device, device_map)): return
+    raise LyraError("8-bit weights are for a CPU: leave out device and device_map, or use dtype='bfloat16' there.")
+
+def dtype_name(
+    model:Any, # a model of transformers
+)->str: # 'float32', 'bfloat16', 'int8', ...
+    "What `dtype` a model was loaded with."
+    config = getattr(model.config, 'quantization_config', None)
+    return 'int8' if getattr(config, 'quant_method', '') == METHOD else str(model.dtype).removeprefix('torch.')

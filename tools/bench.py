@@ -2,14 +2,15 @@
 
     python tools/bench.py [--parts decode first memory batch] [--contexts 600 4000 32000] [--json FILE]
 
-`stock` is the model as transformers loads it, with a DynamicCache; `attached` the same with `lyra.attach`; `lyra` is the
-replica (Gemma 3 alone); `near` and `pinned` are policies with a persona; `int8` has 8-bit weights. Where llama-cpp-python
-is installed, `--gguf` puts llama.cpp beside them. All take turns, token by token and in random order, so that a busy
-machine slows all of them alike; what matters is the ratio of the medians. Behind a median stand its quartiles. Peak
-memory is measured in a process of its own each (on Linux). Contexts over 8,000 tokens are for bounded policies alone.
+`stock` is the model as transformers loads it, with a DynamicCache; `attached` the same with `lyra.attach`; `lyra` is what
+`lyra.load` gives; `near` and `pinned` are policies with a persona; `int8` has 8-bit weights. Where llama-cpp-python is
+installed, `--gguf` puts llama.cpp beside them. All take turns, token by token and in random order, so that a busy machine
+slows all of them alike; what matters is the ratio of the medians. Behind a median stand its quartiles. Peak memory is
+measured in a process of its own each (on Linux). Contexts over 8,000 tokens are for bounded policies alone.
 """
 import argparse, gc, importlib, importlib.util, json, platform, random, re, subprocess, sys, time
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ LONG = 8000 # tokens; over that, policies that keep everything are left out
 # side -> the model it runs on, and its policy
 SIDES = {'stock': ('stock', ''), 'attached': ('attached', 'full'), 'lyra': ('lyra', 'full'), 'near': ('lyra', 'near'),
          'pinned': ('lyra', 'pinned'), 'int8': ('int8', 'full'), 'int8 near': ('int8', 'near'), 'beside': ('beside', 'full')}
+Times = dict[str, list[float]]
 disable_progress_bar()
 
 
@@ -46,40 +48,38 @@ def prompt(n: int, rows: int = 1) -> torch.Tensor:
 class Models:
     "Loads each model once, and records the personas that its policies want."
     def __init__(self, name: str, beside: Path|None):
-        self.name, self.beside, self.loaded = name, beside, dict[str, Any]()
+        self.name = name
+        # The other checkout first: a later import of this one's modules has to find this one's.
+        self.older = package(beside, 'attention', 'cache') if beside else None
         self.weights, self.decoders, self.cache, self.persona, self.cards = package(
             ROOT, 'weights', 'decoders', 'cache', 'persona', 'cards')
-        self.is_gemma = self.weights.resolve(name)[1].model_type.startswith('gemma3')
-        self.tokenizer = self.weights.load_tokenizer(name)
 
     def sides(self) -> list[str]:
-        # To a model of another family `lyra.load` attaches, so there is one side for both.
-        is_there = dict(beside=self.beside is not None and self.is_gemma, attached=self.is_gemma)
+        "Those that there are. To a model of another family `lyra.load` attaches, so `attached` is the same as `lyra`."
+        is_gemma = self.weights.resolve(self.name)[1].model_type.startswith('gemma3')
+        is_there = dict(beside=self.older is not None and is_gemma, attached=is_gemma)
         return [side for side in SIDES if is_there.get(side, True)]
 
+    @cache
     def model(self, kind: str) -> Any:
-        if kind not in self.loaded: self.loaded[kind] = self._load(kind)
-        return self.loaded[kind]
-
-    def _load(self, kind: str) -> Any:
-        if kind == 'int8': return self.decoders.load_attached(self.name, dtype='int8')
-        if kind == 'lyra': return self.decoders.load_attached(self.name, dtype='float32')
-        if kind == 'beside': return package(self.beside, 'attention')[0].Lyra.from_pretrained(
-            None if self.name == DEFAULT else self.name)
+        if self.older and kind == 'beside':
+            return self.older[0].Lyra.from_pretrained(None if self.name == DEFAULT else self.name)
+        if kind in ('lyra', 'int8'):
+            return self.decoders.load_attached(self.name, dtype='int8' if kind == 'int8' else 'float32')
         model = self.weights.load_model(self.name, dtype='float32')
         return self.decoders.attach(model) if kind == 'attached' else model
 
     def personas(self, kind: str, n: int) -> list[Any]:
         "n different ones."
-        files = sorted(ROOT.glob('data/personas/*.json')) + sorted(ROOT.glob('data/cast/*.json'))
-        return [self.persona.build(self.model(kind), self.tokenizer, self.cards.read_card(f)) for f in files[:n]]
+        files, tokenizer = sorted(ROOT.glob('data/cast/*.json')), self.weights.load_tokenizer(self.name)
+        return [self.persona.build(self.model(kind), tokenizer, self.cards.read_card(f)) for f in files[:n]]
 
     def new_cache(self, side: str) -> Callable[[], Any]:
         "What makes a cache for a side's conversations."
         kind, policy = SIDES[side]
         config = self.model(kind).config
         if kind == 'stock': return lambda: DynamicCache(config=config)
-        make = package(self.beside, 'cache')[0].LyraCache if kind == 'beside' else self.cache.LyraCache
+        make = self.older[1].LyraCache if self.older and kind == 'beside' else self.cache.LyraCache
         options = {} if policy == 'full' else dict(persona=self.personas(kind, 1)[0])
         return lambda: make(config, policy, **options)
 
@@ -112,13 +112,12 @@ class Side:
 
 
 class LlamaCpp:
-    "llama.cpp, with a GGUF file."
+    "llama.cpp, with a GGUF file; what a `Side` can do."
     is_bounded = False
 
     def __init__(self, file: Path, n: int):
-        from llama_cpp import Llama
         self.name, self.nbytes = file.stem, file.stat().st_size
-        self.llama = Llama(str(file), n_ctx=n, n_threads=torch.get_num_threads(), verbose=False)
+        self.llama = importlib.import_module('llama_cpp').Llama(str(file), n_ctx=n, n_threads=torch.get_num_threads(), verbose=False)
 
     def open(self, n: int) -> None:
         self.llama.reset()
@@ -128,13 +127,9 @@ class LlamaCpp:
     first = open
 
 
-Times = dict[str, list[float]]
-
-
-def in_turns(work: dict[str, Callable[[], Any]], steps: int, warm: int = 0) -> Times:
+def in_turns(work: dict[str, Callable[[], Any]], steps: int, warm: int) -> Times:
     "Seconds of each, in random order: whoever follows its like finds warmer caches."
-    times: Times = {name: [] for name in work}
-    order = random.Random(0)
+    times, order = Times({name: [] for name in work}), random.Random(0)
     for step in range(steps + warm):
         for name in order.sample([*work], len(work)):
             start = time.perf_counter()
@@ -146,32 +141,34 @@ def in_turns(work: dict[str, Callable[[], Any]], steps: int, warm: int = 0) -> T
 def decode(sides: list[Any], n: int, steps: int) -> Times:
     "Milliseconds per token after n tokens of context."
     for side in sides: side.open(n)
-    return {name: [1e3*t for t in ts] for name, ts in in_turns({side.name: side.step for side in sides}, steps, 3).items()}
+    return {name: [1e3*t for t in ts] for name, ts in in_turns({s.name: s.step for s in sides}, steps, 3).items()}
 
 
 @torch.no_grad()
 def batch(models: Models, rows: int, steps: int, n: int = 200) -> Times:
     "Tokens per second of conversations with a persona each, after n tokens; stock reads the personas as text."
-    told, steppers = prompt(n, rows), dict[str, Callable[[], Any]]()
-    for side in ('stock', 'near', 'int8 near'):
-        kind = SIDES[side][0]
-        model, personas = models.model(kind), models.personas('lyra' if kind == 'stock' else kind, rows)
-        P = max(map(len, personas)) if kind == 'stock' else 0
-        before = torch.tensor([[0]*(P - len(p)) + [*p.token_ids] for p in personas]) if P else told[:, :0]
-        mask = torch.ones(rows, P + n, dtype=torch.long)
-        for row, p in zip(mask, personas): row[:max(0, P - len(p))] = 0
-        cache = DynamicCache(config=model.config) if P else models.cache.LyraCache(model, 'near', persona=personas)
-        model(torch.cat((before, told), 1), attention_mask=mask, cache=cache, logits_to_keep=1)
-        def step(model=model, cache=cache, held=[mask]):
-            held[0] = torch.cat((held[0], held[0][:, -1:]), 1)
-            model(TOKEN.expand(rows, 1), attention_mask=held[0], cache=cache, logits_to_keep=1)
-        steppers[side] = step
-    return {name: [rows/t for t in ts] for name, ts in in_turns(steppers, steps, warm=2).items()}
+    def stepper(side: str) -> Callable[[], Any]:
+        kind, policy = SIDES[side]
+        model, personas = models.model(kind), models.personas(kind if policy else 'lyra', rows)
+        ids, mask, past = prompt(n, rows), torch.ones(rows, n, dtype=torch.long), DynamicCache(config=model.config)
+        if policy: past = models.cache.LyraCache(model, policy, persona=personas)
+        else:
+            P = max(map(len, personas))
+            ids = torch.cat((torch.tensor([[0]*(P - len(p)) + [*p.token_ids] for p in personas]), ids), 1)
+            mask = torch.tensor([[0]*(P - len(p)) + [1]*(len(p) + n) for p in personas])
+        model(ids, attention_mask=mask, cache=past, logits_to_keep=1)
+        def step() -> None:
+            nonlocal mask
+            mask = torch.cat((mask, mask[:, -1:]), 1)
+            with torch.no_grad(): model(TOKEN.expand(rows, 1), attention_mask=mask, cache=past, logits_to_keep=1)
+        return step
+    found = in_turns({side: stepper(side) for side in ('stock', 'near', 'int8 near')}, steps, 2)
+    return {name: [rows/t for t in ts] for name, ts in found.items()}
 
 
-def peak(side: str, model: str, beside: Path|None, n: int) -> None:
+def peak(side: str, args: argparse.Namespace, n: int) -> None:
     "Print the MiB that a prompt through `generate` takes at most, the model included."
-    this = Side(side, Models(model, beside))
+    this = Side(side, Models(args.model, args.beside))
     gc.collect()
     for k in (3, n): this.first(k)
     # Not ru_maxrss: a child inherits that from the process that started it, which may have been larger.
@@ -179,17 +176,16 @@ def peak(side: str, model: str, beside: Path|None, n: int) -> None:
 
 
 def memory(names: list[str], args: argparse.Namespace, n: int) -> Times:
-    beside = ['--beside', str(args.beside)] if args.beside else []
-    ask = lambda side: [sys.executable, __file__, '--model', args.model, *beside, '--peak', side, str(n)]
-    said = {side: subprocess.run(ask(side), capture_output=True, text=True, check=True).stdout for side in names}
-    return {side: [float(text.split()[-1])] for side, text in said.items()}
+    "`peak` of each side, in a process of its own."
+    command = [sys.executable, __file__, '--model', args.model, *(['--beside', str(args.beside)] if args.beside else [])]
+    ask = lambda side: subprocess.run([*command, '--peak', side, str(n)], stdout=subprocess.PIPE, text=True, check=True)
+    return {side: [float(ask(side).stdout.split()[-1])] for side in names}
 
 
 def bandwidth() -> float:
     "Bytes per second that all threads read at most: a sum and a product with a vector, over 1 GiB."
     x, v = torch.ones(2**18, 2**10), torch.ones(2**10)
-    times = in_turns({'sum': x.sum, 'mv': lambda: x @ v}, 5, warm=1)
-    return x.nbytes/min(min(ts) for ts in times.values())
+    return x.nbytes/min(t for ts in in_turns({'sum': x.sum, 'mv': lambda: x @ v}, 5, 1).values() for t in ts)
 
 
 def processor() -> str:
@@ -204,27 +200,16 @@ class Report:
 
     def add(self, what: str, found: Times, unit: str, digits: int, earlier: Times|None = None) -> Times:
         "The ratios are over stock; without stock, over each side's own in `earlier`."
-        median = lambda ts: torch.tensor(ts).quantile(.5).item()
         over = 'stock' if 'stock' in found else 'the first context' if earlier else 'nothing'
         print(f'\n{what}, over {over}')
         for name, ts in found.items():
-            low, mid, high = torch.tensor(ts).quantile(torch.tensor([.25, .5, .75])).tolist()
+            low, median, high = torch.tensor(ts).quantile(torch.tensor([.25, .5, .75])).tolist()
             base = found.get('stock') or (earlier or {}).get(name)
-            ratio = round(median(ts)/median(base), 3) if base else None
-            print(f"  {'    ' if ratio is None else f'{ratio:.2f}'}  {name:12}{mid:9.{digits}f} {unit}"
-                  f'  ({low:.{digits}f} to {high:.{digits}f})', flush=True)
-            self.found['rows'].append(dict(what=what, side=name, unit=unit, median=mid, low=low, high=high, over=over,
-                                           ratio=ratio, n=len(ts)))
+            ratio = median/torch.tensor(base).quantile(.5).item() if base else float('nan')
+            print(f'{ratio:6.2f}  {name:12}{median:9.{digits}f} {unit}  ({low:.{digits}f} to {high:.{digits}f})', flush=True)
+            self.found['rows'].append(dict(what=what, side=name, unit=unit, n=len(ts), median=median, low=low, high=high,
+                                           over=over, ratio=ratio if base else None))
         return found
-
-    def floor(self, sides: list[Any], bytes_per_second: float) -> None:
-        "What a token takes at least, where nothing but the weights is read."
-        self.found['bytes_per_second'] = bytes_per_second
-        print(f'memory is read at {bytes_per_second/1e9:.1f} GB/s, so a token takes at least')
-        for name, nbytes in {side.name: side.nbytes for side in sides}.items():
-            ms = 1e3*nbytes/bytes_per_second
-            print(f'  {name:12}{ms:9.1f} ms, for {nbytes/1e6:.0f} MB of weights')
-            self.found['rows'].append(dict(what='floor', side=name, unit='ms', median=ms))
 
 
 def options() -> argparse.Namespace:
@@ -232,7 +217,7 @@ def options() -> argparse.Namespace:
     parts = 'decode', 'first', 'memory', 'batch'
     parser.add_argument('--model', default=DEFAULT, metavar='NAME', help=f'built-in model, folder or hub id ({DEFAULT})')
     parser.add_argument('--parts', nargs='+', choices=parts, default=parts, help='what is measured (all)')
-    parser.add_argument('--sides', nargs='+', choices=[*SIDES], help='who is measured (all that there are)')
+    parser.add_argument('--sides', nargs='+', choices=[*SIDES], default=[*SIDES], help='who is measured (all there are)')
     parser.add_argument('--contexts', nargs='+', type=int, default=(600, 4000, 32_000), metavar='N', help='tokens')
     parser.add_argument('--steps', type=int, default=40, help='tokens that are timed (40)')
     parser.add_argument('--beside', type=Path, metavar='CHECKOUT', help='another checkout, such as an older version')
@@ -241,6 +226,7 @@ def options() -> argparse.Namespace:
     parser.add_argument('--peak', nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.beside and not (args.beside/'lyra').is_dir(): parser.error(f'{args.beside} is no checkout of this project')
+    if args.beside: args.beside = args.beside.resolve()
     if args.gguf and importlib.util.find_spec('llama_cpp') is None:
         parser.error('--gguf needs llama.cpp: pip install llama-cpp-python')
     return args
@@ -248,16 +234,16 @@ def options() -> argparse.Namespace:
 
 def main() -> int:
     args = options()
-    if args.peak: peak(args.peak[0], args.model, args.beside, int(args.peak[1])); return 0
-    models = Models(args.model, args.beside and args.beside.resolve())
-    names = [side for side in models.sides() if not args.sides or side in args.sides]
-    sides = [Side(side, models) for side in names]
+    if args.peak: peak(args.peak[0], args, int(args.peak[1])); return 0
+    report = Report(processor=processor(), threads=torch.get_num_threads(), torch=torch.__version__, model=args.model,
+                    transformers=transformers.__version__, bytes_per_second=bandwidth())
+    print(', '.join(f'{key} {value}' for key, value in report.found.items() if key != 'rows'))
+    models = Models(args.model, args.beside)
+    names = [side for side in models.sides() if side in args.sides]
+    sides: list[Any] = [Side(side, models) for side in names]
     sides += [LlamaCpp(file, max(args.contexts) + args.steps + 10) for file in args.gguf]
-    about = dict(processor=processor(), threads=torch.get_num_threads(), torch=torch.__version__, model=args.model,
-                 transformers=transformers.__version__)
-    print(', '.join(f'{key} {value}' for key, value in about.items()))
-    report = Report(**about)
-    report.floor(sides, bandwidth())
+    floor = {side.name: [1e3*side.nbytes/report.found['bytes_per_second']] for side in sides}
+    report.add('floor, all weights read once', floor, 'ms', 1)
     earlier: Times|None = None
     for n in args.contexts if 'decode' in args.parts else ():
         here = [side for side in sides if side.is_bounded or n <= LONG]
@@ -265,10 +251,10 @@ def main() -> int:
         earlier = earlier or times
     if 'first' in args.parts:
         work = {side.name: lambda side=side: side.first(1000) for side in sides}
-        report.add('first token, prompt of 1,000 tokens', in_turns(work, 5, warm=1), 's', 2)
+        report.add('first token, prompt of 1,000 tokens', in_turns(work, 5, 1), 's', 2)
     if 'memory' in args.parts: report.add('peak memory of the same', memory(names, args, 1000), 'MiB', 0)
     for rows in (1, 4, 16) if 'batch' in args.parts else ():
-        report.add(f'{rows} conversations in one batch', batch(models, rows, args.steps//2), 'tokens/s', 1)
+        report.add(f'batch of {rows}, a persona each', batch(models, rows, args.steps//2), 'tokens/s', 1)
     if args.json: args.json.write_text(json.dumps(report.found, indent=1) + '\n')
     return 0
 

@@ -9,7 +9,7 @@ __all__ = ['STATE', 'EVERY', 'Conversation', 'ConversationLine', 'as_conversatio
            'replay', 'to_json', 'from_json', 'keep_persona', 'kept_persona', 'keep_state', 'describe_model',
            'session_header', 'save_session', 'take_state', 'load_session']
 
-# %% ../nbs/61_chat.ipynb #263246f7
+# %% ../nbs/61_chat.ipynb #74ad158e
 import copy, os, sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -26,6 +26,7 @@ from transformers import (LogitsProcessorList, PreTrainedTokenizerBase, Repetiti
                           TemperatureLogitsWarper, TopPLogitsWarper)
 
 from .core import Id, LyraError, OpenSchema, Text, checked, number, read_json_lines
+from .int8 import dtype_name
 from .policy import ContextPolicy
 from .cache import LyraCache
 from .state import is_bounded, load_state, save_state, set_state
@@ -578,14 +579,13 @@ def keep_state(
                  at_start=session.edge.at_start)
     with suppress(OSError): save_state(session.cache, session.journal.path.with_name(STATE), about)
 
-# %% ../nbs/61_chat.ipynb #0d764b42
+# %% ../nbs/61_chat.ipynb #6b60252a
 def describe_model(
     model:Any, # with a decoder
 )->dict[str, str]: # 'model': folder or hub id, as an absolute path; 'dtype'
     "Where a model comes from, as far as it knows."
     place = str(decoder_of(model).config.name_or_path or '')
-    return dict(model=os.path.abspath(place) if os.path.isdir(place) else place,
-                dtype=str(model.dtype).removeprefix('torch.'))
+    return dict(model=os.path.abspath(place) if os.path.isdir(place) else place, dtype=dtype_name(model))
 
 def session_header(
     folder:Path|str, # that a session was saved to

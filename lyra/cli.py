@@ -626,7 +626,7 @@ def drift(
           f"Saved in {folder}: {', '.join(saved)}")
     return 0
 
-# %% ../nbs/91_cli.ipynb #c4551697
+# %% ../nbs/91_cli.ipynb #1f678bce
 class _Help(argparse.ArgumentDefaultsHelpFormatter):
     "Shows defaults, where there are some."
     def _get_help_string(self, action):
@@ -656,7 +656,7 @@ def _place_arguments(p)->None:
                    help='where the model computes, such as cuda; by default the CPU')
     p.add_argument('--dtype', type=_text, metavar='NAME',
                    help='float32, bfloat16 or float16; by default float32 on a CPU, '
-                   'bfloat16 on a GPU')
+                   'bfloat16 on a GPU; int8 for 8-bit weights on a CPU')
     p.add_argument('--device-map', type=_text, metavar='MAP',
                    help='auto, for a model that is spread over devices; instead of '
                    '--device')

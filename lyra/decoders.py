@@ -6,7 +6,7 @@
 __all__ = ['KINDS', 'stock_mask', 'register', 'body_of', 'decoder_of', 'Asking', 'trial_keys', 'find_rotations', 'check_family',
            'attach', 'detach', 'load_attached', 'load']
 
-# %% ../nbs/43_any_model.ipynb #105d3951
+# %% ../nbs/43_any_model.ipynb #0d85920f
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
 from .core import LyraError
 from .weights import LOCATE, check_device, default_dtype, load_model, load_tokenizer, resolve
+from .int8 import check_int8, int8_checkpoint, is_int8
 from .attention import ACTIVE, Lyra, Rotation, attend, enter, leave, rotations
 from .policy import layer_types
 
@@ -192,20 +193,29 @@ def detach(
     decoder.set_attn_implementation(decoder.config._attn_implementation.removeprefix('lyra_'))
     return model
 
-# %% ../nbs/43_any_model.ipynb #0d0077df
+# %% ../nbs/43_any_model.ipynb #3540d50d
 def load_attached(
     name:Path|str|None=None, # one of `lyra.weights.MODELS`, a folder, or a hub id; None: gemma3-270m
-    **options:Any, # as for `lyra.weights.load_model`
+    **options:Any, # as for `lyra.weights.load_model`; its dtype can be 'int8', too
 )->Any: # model, in eval mode and attached
     "Load a model, ready for caches of ours; raises `LyraError` with a remedy for what is wrong."
+    if is_int8(options.get('dtype')): return _load_int8(name, **options)
     place, device_map = check_device(options.get('device'), options.get('device_map')), options.get('device_map')
     if options.get('dtype') is None: options['dtype'] = default_dtype(device_map or place)
     is_gemma = resolve(name, options['dtype'])[1].model_type in ('gemma3', 'gemma3_text')
     return Lyra.from_pretrained(name, **options) if is_gemma else attach(load_model(name, **options))
 
+def _load_int8(name:Path|str|None, *, dtype:Any, device:Any=None, device_map:Any=None, **options:Any)->Any:
+    "The 8-bit copy of a model, under the name of its source."
+    check_int8(device, device_map)
+    hub = {key: options.pop(key) for key in LOCATE if key in options}
+    model = load_attached(int8_checkpoint(name, **hub), dtype='float32', **options)
+    model.name_or_path = model.config.name_or_path = model.config.quantization_config.source
+    return model
+
 def load(
     name:Path|str|None=None, # as for `load_attached`
-    **options:Any, # dtype, device, device_map, attn_implementation, revision, ...: as for `lyra.weights.load_model`
+    **options:Any, # dtype, device, device_map, attn_implementation, revision, ...: as for `load_attached`
 )->tuple[Any, PreTrainedTokenizerBase]: # model, in eval mode and attached; its tokenizer
     "Load a model and its tokenizer, ready for caches of ours; raises `LyraError` with a remedy for what is wrong."
     model = load_attached(name, **options)

@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['GEMMA_TERMS', 'INSTALL', 'SMOLLM2_TERMS', 'WHEEL', 'WHEEL_SHA256', 'WHEEL_GGUF', 'DEFAULT', 'MODELS', 'LOCATE',
            'PATIENCE', 'HTTP_FAULT', 'SAFE', 'LAYERS', 'TEXT_KEYS', 'OTHER_SENSES', 'SPREAD', 'BuiltIn', 'list_models',
-           'usual_sampling', 'checkpoint', 'default_checkpoint', 'checkpoint_config', 'resolve', 'find_checkpoint',
-           'text_only', 'load_weights', 'check_device', 'default_dtype', 'load_model', 'load_tokenizer']
+           'usual_sampling', 'made_once', 'checkpoint', 'default_checkpoint', 'checkpoint_config', 'resolve',
+           'find_checkpoint', 'text_only', 'load_weights', 'check_device', 'default_dtype', 'load_model',
+           'load_tokenizer']
 
 # %% ../nbs/10_weights.ipynb #ed35760c
 import copy, hashlib, os, re, shutil, subprocess, sys, tempfile
@@ -170,7 +171,27 @@ def _unknown(
     near = [known for known in MODELS if known.startswith(low)] or get_close_matches(low, MODELS, 1, .7)
     return f'There is no model {name!r}: did you mean {near[0]!r}?' if near else ''
 
-# %% ../nbs/10_weights.ipynb #cac3b4f9
+# %% ../nbs/10_weights.ipynb #1aa3cac1
+def made_once(
+    target:Path, # the folder
+    make:Callable[[Path, Path], None], # is given a folder to work in, and one to fill, both empty
+)->Path: # `target`
+    "A folder that is made on first use, as a whole or not at all; safe against interruption."
+    root = target.parent
+    if target.exists(): return target
+    root.mkdir(parents=True, exist_ok=True)
+    with FileLock(root/'convert.lock'):
+        if target.exists(): return target
+        for stale in root.glob('converting-*'): shutil.rmtree(stale, ignore_errors=True)
+        work = Path(tempfile.mkdtemp(prefix='converting-', dir=root))
+        try:
+            (filled := work/'checkpoint').mkdir()
+            make(work, filled)
+            os.replace(filled, target)
+        finally: shutil.rmtree(work, ignore_errors=True)
+    return target
+
+# %% ../nbs/10_weights.ipynb #e4feda2a
 def checkpoint(
     name:str=DEFAULT, # a key of `MODELS`
     root:Path|None=None, # cache folder; None: `lyra.core.cache_path()`
@@ -179,21 +200,11 @@ def checkpoint(
     if name not in MODELS:
         raise LyraError(_unknown(name) or f"There is no model {name!r}: the built-in ones are {', '.join(MODELS)}.")
     model, root = MODELS[name], Path(root or cache_path())
-    target = root/model.folder
-    if target.exists(): return target
-    root.mkdir(parents=True, exist_ok=True)
-    with FileLock(root/'convert.lock'):
-        if target.exists(): return target
-        for stale in root.glob('converting-*'): shutil.rmtree(stale, ignore_errors=True)
-        work = Path(tempfile.mkdtemp(prefix='converting-', dir=root))
-        try:
-            for package in ('gguf', 'accelerate'): _package(package)
-            print(f'Converting {name} to safetensors in {root}, once. {model.terms}', file=sys.stderr, flush=True)
-            (work/'checkpoint').mkdir()
-            _convert(model.gguf(work), work/'checkpoint')
-            os.replace(work/'checkpoint', target)
-        finally: shutil.rmtree(work, ignore_errors=True)
-    return target
+    def convert(work:Path, target:Path)->None:
+        for package in ('gguf', 'accelerate'): _package(package)
+        print(f'Converting {name} to safetensors in {root}, once. {model.terms}', file=sys.stderr, flush=True)
+        _convert(model.gguf(work), target)
+    return made_once(root/model.folder, convert)
 
 # %% ../nbs/10_weights.ipynb #8fedef48
 def default_checkpoint(

@@ -1,120 +1,261 @@
-"""Decode and prefill beside stock transformers, and beside another checkout of this project if one is named.
+"""Speed and memory beside stock transformers, and beside the floor: the time that reading all weights once takes.
 
-    python tools/bench.py [--beside CHECKOUT] [--model NAME]
+    python tools/bench.py [--parts decode first memory batch] [--contexts 600 4000 32000] [--json FILE]
 
-`stock` is the model as transformers loads it, with a DynamicCache; `attached` is the same with `lyra.attach` and a
-LyraCache; `lyra`, for Gemma 3, is the replica. One process loads the weights once for each, and they take turns, token
-by token and in random order, so that a busy machine slows all of them alike; medians count, and what matters is the
-ratio. Peak memory is measured in a process of its own each (on Linux).
+`stock` is the model as transformers loads it, with a DynamicCache; `attached` the same with `lyra.attach`; `lyra` is what
+`lyra.load` gives; `near` and `pinned` are policies with a persona; `int8` has 8-bit weights. Where llama-cpp-python is
+installed, `--gguf` puts llama.cpp beside them. All take turns, token by token and in random order, so that a busy machine
+slows all of them alike; what matters is the ratio of the medians. Behind a median stand its quartiles. Peak memory is
+measured in a process of its own each (on Linux). Contexts over 8,000 tokens are for bounded policies alone.
 """
-import argparse, gc, importlib, random, re, subprocess, sys, time
+import argparse, gc, importlib, importlib.util, json, platform, random, re, subprocess, sys, time
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
+import transformers
 from transformers import DynamicCache
 from transformers.utils.logging import disable_progress_bar
 
 ROOT = Path(__file__).resolve().parent.parent
 DEFAULT = 'gemma3-270m'
+TOKEN = torch.tensor([[5]])
+LONG = 8000 # tokens; over that, policies that keep everything are left out
+# side -> the model it runs on, and its policy
+SIDES = {'stock': ('stock', ''), 'attached': ('attached', 'full'), 'lyra': ('lyra', 'full'), 'near': ('lyra', 'near'),
+         'pinned': ('lyra', 'pinned'), 'int8': ('int8', 'full'), 'int8 near': ('int8', 'near'), 'beside': ('beside', 'full')}
+Times = dict[str, list[float]]
 disable_progress_bar()
 
 
-class Side:
-    "One implementation: how it loads the model, and how it makes a cache for it."
-    def __init__(self, name: str, model: str, checkout: Path = ROOT):
-        self.name, self.new = name, self.stock
-        if name in ('stock', 'attached'):
-            ours = package(ROOT, 'weights', 'decoders', 'cache')
-            self.model = ours['weights'].load_model(model, dtype='float32')
-            if name == 'attached': ours['decoders'].attach(self.model)
-        else:
-            ours = package(checkout, 'attention', 'cache')
-            self.model = ours['attention'].Lyra.from_pretrained(None if model == DEFAULT else model)
-        if name != 'stock': self.new = lambda: ours['cache'].LyraCache(self.model.config)
-
-    def stock(self): return DynamicCache(config=self.model.config)
-
-
-def package(checkout: Path, *modules: str) -> dict:
+def package(checkout: Path, *modules: str) -> list[Any]:
     "Modules of one checkout's `lyra`, apart from those of any other."
     for name in [m for m in sys.modules if m == 'lyra' or m.startswith('lyra.')]: del sys.modules[name]
     sys.path.insert(0, str(checkout))
-    try: found = {name: importlib.import_module(f'lyra.{name}') for name in modules}
+    try: found = [importlib.import_module(f'lyra.{name}') for name in modules]
     finally: sys.path.remove(str(checkout))
-    if not str(found[modules[0]].__file__).startswith(str(checkout)):
+    if not str(found[0].__file__).startswith(str(checkout)):
         raise SystemExit(f'bench: {checkout} holds no lyra package: name a checkout of this project.')
     return found
 
 
-def prompt(n: int) -> torch.Tensor:
-    return torch.randint(3, 40_000, (1, n), generator=torch.Generator().manual_seed(0))
+def prompt(n: int, rows: int = 1) -> torch.Tensor:
+    return torch.randint(3, 40_000, (rows, n), generator=torch.Generator().manual_seed(0))
+
+
+class Models:
+    "Loads each model once, and records the personas that its policies want."
+    def __init__(self, name: str, beside: Path|None):
+        self.name = name
+        # The other checkout first: a later import of this one's modules has to find this one's.
+        self.older = package(beside, 'attention', 'cache') if beside else None
+        self.weights, self.decoders, self.cache, self.persona, self.cards = package(
+            ROOT, 'weights', 'decoders', 'cache', 'persona', 'cards')
+
+    def sides(self) -> list[str]:
+        "Those that there are. To a model of another family `lyra.load` attaches, so `attached` is the same as `lyra`."
+        is_gemma = self.weights.resolve(self.name)[1].model_type.startswith('gemma3')
+        is_there = dict(beside=self.older is not None and is_gemma, attached=is_gemma)
+        return [side for side in SIDES if is_there.get(side, True)]
+
+    @cache
+    def model(self, kind: str) -> Any:
+        if self.older and kind == 'beside':
+            return self.older[0].Lyra.from_pretrained(None if self.name == DEFAULT else self.name)
+        if kind in ('lyra', 'int8'):
+            return self.decoders.load_attached(self.name, dtype='int8' if kind == 'int8' else 'float32')
+        model = self.weights.load_model(self.name, dtype='float32')
+        return self.decoders.attach(model) if kind == 'attached' else model
+
+    def personas(self, kind: str, n: int) -> list[Any]:
+        "n different ones."
+        files, tokenizer = sorted(ROOT.glob('data/cast/*.json')), self.weights.load_tokenizer(self.name)
+        return [self.persona.build(self.model(kind), tokenizer, self.cards.read_card(f)) for f in files[:n]]
+
+    def new_cache(self, side: str) -> Callable[[], Any]:
+        "What makes a cache for a side's conversations."
+        kind, policy = SIDES[side]
+        config = self.model(kind).config
+        if kind == 'stock': return lambda: DynamicCache(config=config)
+        make = self.older[1].LyraCache if self.older and kind == 'beside' else self.cache.LyraCache
+        options = {} if policy == 'full' else dict(persona=self.personas(kind, 1)[0])
+        return lambda: make(config, policy, **options)
+
+
+class Side:
+    "One model with one policy."
+    def __init__(self, name: str, models: Models):
+        self.name, self.model, self.new = name, models.model(SIDES[name][0]), models.new_cache(name)
+        self.is_bounded = SIDES[name][1] in ('near', 'pinned')
+
+    @torch.no_grad()
+    def open(self, n: int) -> None:
+        "Read n tokens."
+        self.held = self.new()
+        for chunk in prompt(n).split(500, 1): self.model(chunk, cache=self.held, logits_to_keep=1)
+
+    @torch.no_grad()
+    def step(self) -> None: self.model(TOKEN, cache=self.held, logits_to_keep=1)
+
+    def first(self, n: int) -> None:
+        "Read n tokens and write one."
+        self.model.generate(prompt(n), attention_mask=torch.ones(1, n), cache=self.new(), max_new_tokens=1, do_sample=False)
+
+    @property
+    def nbytes(self) -> int:
+        "Bytes of the weights that a token reads: all, but for an embedding that is not the head as well."
+        rows, head = self.model.get_input_embeddings().weight, self.model.get_output_embeddings().weight
+        unread = 0 if rows.data_ptr() == head.data_ptr() else rows.nbytes
+        return sum(p.nbytes for p in self.model.parameters()) - unread
+
+
+class LlamaCpp:
+    "llama.cpp, with a GGUF file; what a `Side` can do."
+    is_bounded = False
+
+    def __init__(self, file: Path, n: int):
+        self.name, self.nbytes = file.stem, file.stat().st_size
+        self.llama = importlib.import_module('llama_cpp').Llama(str(file), n_ctx=n, n_threads=torch.get_num_threads(), verbose=False)
+
+    def open(self, n: int) -> None:
+        self.llama.reset()
+        self.llama.eval(prompt(n)[0].tolist())
+
+    def step(self) -> None: self.llama.eval(TOKEN[0].tolist())
+    first = open
+
+
+def in_turns(work: dict[str, Callable[[], Any]], steps: int, warm: int) -> Times:
+    "Seconds of each, in random order: whoever follows its like finds warmer caches."
+    times, order = Times({name: [] for name in work}), random.Random(0)
+    for step in range(steps + warm):
+        for name in order.sample([*work], len(work)):
+            start = time.perf_counter()
+            work[name]()
+            if step >= warm: times[name].append(time.perf_counter() - start)
+    return times
+
+
+def decode(sides: list[Any], n: int, steps: int) -> Times:
+    "Milliseconds per token after n tokens of context."
+    for side in sides: side.open(n)
+    return {name: [1e3*t for t in ts] for name, ts in in_turns({s.name: s.step for s in sides}, steps, 3).items()}
 
 
 @torch.no_grad()
-def decode(sides: list[Side], n: int, steps: int) -> dict[str, float]:
-    "Median milliseconds per token after n tokens of context."
-    caches = {}
-    for side in sides:
-        caches[side.name] = side.new()
-        for chunk in prompt(n).split(500, 1): side.model(chunk, cache=caches[side.name], logits_to_keep=1)
-    times = {side.name: [] for side in sides}
-    order = random.Random(0)                                        # whoever follows its like finds warmer caches
-    for step in range(steps + 3):
-        for side in order.sample(sides, len(sides)):
-            start = time.perf_counter()
-            side.model(torch.tensor([[5]]), cache=caches[side.name], logits_to_keep=1)
-            if step > 2: times[side.name].append(1e3*(time.perf_counter() - start))
-    return {name: torch.tensor(t).median().item() for name, t in times.items()}
+def batch(models: Models, rows: int, steps: int, n: int = 200) -> Times:
+    "Tokens per second of conversations with a persona each, after n tokens; stock reads the personas as text."
+    def stepper(side: str) -> Callable[[], Any]:
+        kind, policy = SIDES[side]
+        model, personas = models.model(kind), models.personas(kind if policy else 'lyra', rows)
+        ids, mask, past = prompt(n, rows), torch.ones(rows, n, dtype=torch.long), DynamicCache(config=model.config)
+        if policy: past = models.cache.LyraCache(model, policy, persona=personas)
+        else:
+            P = max(map(len, personas))
+            ids = torch.cat((torch.tensor([[0]*(P - len(p)) + [*p.token_ids] for p in personas]), ids), 1)
+            mask = torch.tensor([[0]*(P - len(p)) + [1]*(len(p) + n) for p in personas])
+        model(ids, attention_mask=mask, cache=past, logits_to_keep=1)
+        def step() -> None:
+            nonlocal mask
+            mask = torch.cat((mask, mask[:, -1:]), 1)
+            with torch.no_grad(): model(TOKEN.expand(rows, 1), attention_mask=mask, cache=past, logits_to_keep=1)
+        return step
+    found = in_turns({side: stepper(side) for side in ('stock', 'near', 'int8 near')}, steps, 2)
+    return {name: [rows/t for t in ts] for name, ts in found.items()}
 
 
-@torch.no_grad()
-def prefill(sides: list[Side], n: int, steps: int) -> dict[str, float]:
-    "Median seconds of a prompt through `generate`."
-    times, order = {side.name: [] for side in sides}, random.Random(0)
-    for _ in range(steps):
-        for side in order.sample(sides, len(sides)):
-            start = time.perf_counter()
-            side.model.generate(prompt(n), attention_mask=torch.ones(1, n), cache=side.new(), max_new_tokens=1, do_sample=False)
-            times[side.name].append(time.perf_counter() - start)
-    return {name: torch.tensor(t).median().item() for name, t in times.items()}
-
-
-def peak(name: str, model: str, checkout: str, n: int) -> None:
+def peak(side: str, args: argparse.Namespace, n: int) -> None:
     "Print the MiB that a prompt through `generate` takes at most, the model included."
-    side = Side(name, model, Path(checkout))
+    this = Side(side, Models(args.model, args.beside))
     gc.collect()
-    prefill([side], 3, 1)
-    prefill([side], n, 1)
+    for k in (3, n): this.first(k)
     # Not ru_maxrss: a child inherits that from the process that started it, which may have been larger.
     print(int(re.search(r'VmHWM:\s*(\d+) kB', Path('/proc/self/status').read_text())[1])/1024)
 
 
-def line(what: str, found: dict[str, float], unit: str, digits: int) -> str:
-    ratios = ', '.join(f"{name} {x/found['stock']:.2f}" for name, x in found.items() if name != 'stock')
-    return f"{what:34}" + '  '.join(f'{name} {x:.{digits}f} {unit}' for name, x in found.items()) + f'   over stock: {ratios}'
+def memory(names: list[str], args: argparse.Namespace, n: int) -> Times:
+    "`peak` of each side, in a process of its own."
+    command = [sys.executable, __file__, '--model', args.model, *(['--beside', str(args.beside)] if args.beside else [])]
+    ask = lambda side: subprocess.run([*command, '--peak', side, str(n)], stdout=subprocess.PIPE, text=True, check=True)
+    return {side: [float(ask(side).stdout.split()[-1])] for side in names}
+
+
+def bandwidth() -> float:
+    "Bytes per second that all threads read at most: a sum and a product with a vector, over 1 GiB."
+    x, v = torch.ones(2**18, 2**10), torch.ones(2**10)
+    return x.nbytes/min(t for ts in in_turns({'sum': x.sum, 'mv': lambda: x @ v}, 5, 1).values() for t in ts)
+
+
+def processor() -> str:
+    file = Path('/proc/cpuinfo')
+    found = re.search(r'model name\s*: (.+)', file.read_text()) if file.exists() else None
+    return found[1] if found else platform.processor() or platform.machine()
+
+
+class Report:
+    "Prints each measurement, ratios first, and keeps it."
+    def __init__(self, **about: Any): self.found: dict[str, Any] = dict(about, rows=[])
+
+    def add(self, what: str, found: Times, unit: str, digits: int, earlier: Times|None = None) -> Times:
+        "The ratios are over stock; without stock, over each side's own in `earlier`."
+        over = 'stock' if 'stock' in found else 'the first context' if earlier else 'nothing'
+        print(f'\n{what}, over {over}')
+        for name, ts in found.items():
+            low, median, high = torch.tensor(ts).quantile(torch.tensor([.25, .5, .75])).tolist()
+            base = found.get('stock') or (earlier or {}).get(name)
+            ratio = median/torch.tensor(base).quantile(.5).item() if base else float('nan')
+            print(f'{ratio:6.2f}  {name:12}{median:9.{digits}f} {unit}  ({low:.{digits}f} to {high:.{digits}f})', flush=True)
+            self.found['rows'].append(dict(what=what, side=name, unit=unit, n=len(ts), median=median, low=low, high=high,
+                                           over=over, ratio=ratio if base else None))
+        return found
+
+
+def options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parts = 'decode', 'first', 'memory', 'batch'
+    parser.add_argument('--model', default=DEFAULT, metavar='NAME', help=f'built-in model, folder or hub id ({DEFAULT})')
+    parser.add_argument('--parts', nargs='+', choices=parts, default=parts, help='what is measured (all)')
+    parser.add_argument('--sides', nargs='+', choices=[*SIDES], default=[*SIDES], help='who is measured (all there are)')
+    parser.add_argument('--contexts', nargs='+', type=int, default=(600, 4000, 32_000), metavar='N', help='tokens')
+    parser.add_argument('--steps', type=int, default=40, help='tokens that are timed (40)')
+    parser.add_argument('--beside', type=Path, metavar='CHECKOUT', help='another checkout, such as an older version')
+    parser.add_argument('--gguf', nargs='+', type=Path, default=(), metavar='FILE', help='the model, for llama.cpp')
+    parser.add_argument('--json', type=Path, metavar='FILE', help='keep the numbers there, too')
+    parser.add_argument('--peak', nargs=2, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.beside and not (args.beside/'lyra').is_dir(): parser.error(f'{args.beside} is no checkout of this project')
+    if args.beside: args.beside = args.beside.resolve()
+    if args.gguf and importlib.util.find_spec('llama_cpp') is None:
+        parser.error('--gguf needs llama.cpp: pip install llama-cpp-python')
+    return args
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--beside', type=Path, metavar='CHECKOUT', help='another checkout, such as an older version')
-    parser.add_argument('--steps', type=int, default=40, help='tokens that are timed (40)')
-    parser.add_argument('--model', default=DEFAULT, metavar='NAME', help=f'built-in model, folder or hub id ({DEFAULT})')
-    parser.add_argument('--peak', nargs=3, help=argparse.SUPPRESS)
-    args = parser.parse_args()
-    if args.peak: peak(args.peak[0], args.model, args.peak[1], int(args.peak[2])); return 0
-    if args.beside and not (args.beside/'lyra').is_dir(): parser.error(f'{args.beside} is no checkout of this project')
-    is_gemma = package(ROOT, 'weights')['weights'].resolve(args.model)[1].model_type.startswith('gemma3')
-    if args.beside and not is_gemma: parser.error('--beside compares the replica, which is of Gemma 3: leave out --model')
-    places = {'stock': ROOT, 'attached': ROOT} | ({'lyra': ROOT} if is_gemma else {})
-    if args.beside: places['beside'] = args.beside.resolve()
-    sides = [Side(name, args.model, place) for name, place in places.items()]
-    for n in (600, 4000): print(line(f'decode after {n} tokens', decode(sides, n, args.steps), 'ms', 1), flush=True)
-    print(line('generate, prompt of 1,000 tokens', prefill(sides, 1000, 5), 's', 2), flush=True)
-    memory = {}
-    for name, place in places.items():
-        command = [sys.executable, __file__, '--model', args.model, '--peak', name, str(place), '1000']
-        memory[name] = float(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1])
-    print(line('the same, peak memory', memory, 'MiB', 0))
+    args = options()
+    if args.peak: peak(args.peak[0], args, int(args.peak[1])); return 0
+    report = Report(processor=processor(), threads=torch.get_num_threads(), torch=torch.__version__, model=args.model,
+                    transformers=transformers.__version__, bytes_per_second=bandwidth())
+    print(', '.join(f'{key} {value}' for key, value in report.found.items() if key != 'rows'))
+    models = Models(args.model, args.beside)
+    names = [side for side in models.sides() if side in args.sides]
+    sides: list[Any] = [Side(side, models) for side in names]
+    sides += [LlamaCpp(file, max(args.contexts) + args.steps + 10) for file in args.gguf]
+    floor = {side.name: [1e3*side.nbytes/report.found['bytes_per_second']] for side in sides}
+    report.add('floor, all weights read once', floor, 'ms', 1)
+    earlier: Times|None = None
+    for n in args.contexts if 'decode' in args.parts else ():
+        here = [side for side in sides if side.is_bounded or n <= LONG]
+        times = report.add(f'decode after {n} tokens', decode(here, n, args.steps), 'ms', 1, earlier)
+        earlier = earlier or times
+    if 'first' in args.parts:
+        work = {side.name: lambda side=side: side.first(1000) for side in sides}
+        report.add('first token, prompt of 1,000 tokens', in_turns(work, 5, 1), 's', 2)
+    if 'memory' in args.parts: report.add('peak memory of the same', memory(names, args, 1000), 'MiB', 0)
+    for rows in (1, 4, 16) if 'batch' in args.parts else ():
+        report.add(f'batch of {rows}, a persona each', batch(models, rows, args.steps//2), 'tokens/s', 1)
+    if args.json: args.json.write_text(json.dumps(report.found, indent=1) + '\n')
     return 0
 
 

@@ -116,12 +116,12 @@ class Summary:
     top_position:Tensor # [L, H, k] indices of the keys that these queries attended to most
     top_mass:Tensor # [L, H, k] their mean shares
 
-# %% ../nbs/70_trace.ipynb #1f6efc96
+# %% ../nbs/70_trace.ipynb #56edeb36
 @dataclass
 class Detail:
     "A turn token by token. T tokens that the model read in it."
-    user:str
-    reply:str
+    user:str # the user's words
+    reply:str # the persona's
     reply_start:int # tokens of the turn before the reply's first
     texts:list[str] # of the T tokens
     persona:list[str] # texts of the persona's tokens
@@ -136,19 +136,19 @@ def _split(record:Summary|Detail)->tuple[dict[str, Tensor], dict]:
     tensors = {k: x for k, x in vars(record).items() if isinstance(x, Tensor)}
     return tensors, {k: None if x != x else x for k, x in vars(record).items() if k not in tensors}
 
-# %% ../nbs/70_trace.ipynb #9db68410
+# %% ../nbs/70_trace.ipynb #e0c0484e
 Count = Annotated[int, Field(ge=0)]
 
 class Header(Schema):
     "What the first frame says of the session."
-    format:int
-    model:str
-    layer_types:Annotated[tuple[str, ...], Field(min_length=1)]
-    heads:Annotated[int, Field(ge=1)]
-    policy:str
+    format:int # of the file
+    model:str # the name of its folder
+    layer_types:Annotated[tuple[str, ...], Field(min_length=1)] # of each layer
+    heads:Annotated[int, Field(ge=1)] # H
+    policy:str # a preset's name, or 'custom'
     policies:Annotated[tuple[ContextPolicy, ...], Field(min_length=1)] # of each layer
     persona:Count # tokens
-    prime:bool
+    prime:bool # whether layers without a persona segment read the persona as their past
 
 class SummaryNote(Schema):
     "What a `Summary` has beside its tensors."
@@ -204,7 +204,7 @@ def top_keys(
     mass, at = weights.topk(k, dim=-1)
     return keys[at].int(), mass.half()
 
-# %% ../nbs/70_trace.ipynb #200c8714
+# %% ../nbs/70_trace.ipynb #002263b9
 class LayerTally:
     "What one layer has attended to in a turn, pass by pass."
     def __init__(self,
@@ -236,7 +236,7 @@ class TurnTally:
     "A turn that is being recorded."
     reply_start:int # tokens before the reply
     start:int # index of the first token
-    layers:list[LayerTally]
+    layers:list[LayerTally] # one for each layer of the model
     logits:Tensor|None # [1, vocabulary] behind the last token so far, None before the first
     began:float = field(default_factory=time.perf_counter) # seconds, on the clock
     spent:float = 0. # seconds that recording took

@@ -10,8 +10,8 @@ __all__ = ['HELD', 'Span', 'NOTHING', 'PALETTE', 'Key', 'SHARES', 'SCORE', 'UNIT
            'place', 'keys_in_words', 'key_notes', 'draw_flow', 'AttentionFlow', 'flow_panels', 'text_lines',
            'describe_token', 'draw_tokens', 'TokenView', 'text_panel', 'turn_series', 'draw_drift', 'DriftView',
            'drift_panels', 'standings', 'Frontier', 'frontier_panel', 'scene_of', 'values_of', 'scene_at',
-           'page_values', 'page_controls', 'page_scenes', 'html_page', 'save_picture', 'ViewState', 'slug',
-           'scenes_ahead', 'View', 'show_with_picture', 'Tabs', 'explore']
+           'page_values', 'page_controls', 'page_scenes', 'html_page', 'save_picture', 'ViewState', 'slug', 'View',
+           'scenes_ahead', 'send_ahead', 'show_with_picture', 'Tabs', 'explore']
 
 # %% ../nbs/90_widgets.ipynb #8488ff04
 import base64, csv, gzip, html, io, json, os, textwrap, threading
@@ -1022,7 +1022,7 @@ def save_picture(
     except OSError as e: raise LyraError(f'{path} cannot be written ({e.strerror}): name another place.') from e
     return path
 
-# %% ../nbs/90_widgets.ipynb #89690793
+# %% ../nbs/90_widgets.ipynb #124878ca
 class ViewState(tr.HasTraits):
     "What several views share."
     turn, layer = tr.Int(1), tr.Int(0)
@@ -1035,21 +1035,7 @@ def slug(picture:Picture)->str:
     "The kind of a picture as part of a name: 'cache-map'."
     return picture.title.lower().replace(' ', '-')
 
-AHEAD = 100_000                         # bytes of a message
-
-def scenes_ahead(
-    picture:Picture, # of any kind
-    wanted:Sequence[Mapping[str, Any]], # parameter -> value, for each scene
-)->list[dict[str, Any]]: # as from `scene_of`
-    "The scenes of several values of the parameters, in order, as far as they fit into one message; one at least."
-    scenes, size = [], 0
-    for at in wanted:
-        scenes.append(scene_at(picture, at))
-        size += len(scenes[-1]['data']) + len(json.dumps(scenes[-1]['panels']))
-        if size > AHEAD: return scenes[:-1] or scenes
-    return scenes
-
-# %% ../nbs/90_widgets.ipynb #49297349
+# %% ../nbs/90_widgets.ipynb #cdf32b2f
 _turnstile = threading.RLock()
 
 class View(anywidget.AnyWidget):
@@ -1061,7 +1047,7 @@ class View(anywidget.AnyWidget):
     look = tr.Dict(LOOK).tag(sync=True)
     saves = tr.List(list(KINDS)).tag(sync=True)
     ahead = tr.Int(4).tag(sync=True)            # steps that the browser asks for before a key does; 0: none
-    edition = 0
+    edition = 0                                 # how often turns were added
 
     def __init__(self,
         picture:Picture,
@@ -1100,17 +1086,7 @@ class View(anywidget.AnyWidget):
 
     def _told(self, widget, message:dict, buffers)->None:
         if message.get('save') in KINDS: self.save(message['save'])
-        if 'ahead' in message: self.go_ahead(message['ahead'])
-
-    def go_ahead(self,
-        wanted:Sequence[Mapping], # parameter -> value, for each scene
-    )->None:
-        "Send scenes before they are on view, as many as fit into one message."
-        with _turnstile:
-            try: scenes = scenes_ahead(self.picture, wanted)
-            except Exception: scenes = []                               # told when the reader gets there
-        blocks = [scene.pop('data') for scene in scenes]
-        self.send(dict(ahead=[scene | dict(edition=self.edition) for scene in scenes]), blocks)
+        if 'ahead' in message: send_ahead(self, message['ahead'])
 
     def render(self)->None:
         "Send the picture's scene."
@@ -1134,6 +1110,32 @@ class View(anywidget.AnyWidget):
             else: self.turn = last
 
     def _ipython_display_(self, **kwargs)->None: show_with_picture(self, self.picture)
+
+# %% ../nbs/90_widgets.ipynb #fcb2bcbd
+AHEAD = 100_000                         # bytes of a message
+
+def scenes_ahead(
+    picture:Picture, # of any kind
+    wanted:Sequence[Mapping[str, Any]], # parameter -> value, for each scene
+)->list[dict[str, Any]]: # as from `scene_of`
+    "The scenes of several values of the parameters, in order, as far as they fit into one message; one at least."
+    scenes, size = [], 0
+    for at in wanted:
+        scenes.append(scene_at(picture, at))
+        size += len(scenes[-1]['data']) + len(json.dumps(scenes[-1]['panels']))
+        if size > AHEAD: return scenes[:-1] or scenes
+    return scenes
+
+def send_ahead(
+    view:View, # to whose browser they go
+    wanted:Sequence[Mapping[str, Any]], # parameter -> value, for each scene
+)->None:
+    "Send scenes before they are on view; what cannot be shown is told when the reader gets there."
+    with _turnstile:
+        try: scenes = scenes_ahead(view.picture, wanted)
+        except Exception: scenes = []
+    blocks = [scene.pop('data') for scene in scenes]
+    view.send(dict(ahead=[scene | dict(edition=view.edition) for scene in scenes]), blocks)
 
 # %% ../nbs/90_widgets.ipynb #c14895e3
 _numbers = count()

@@ -1,4 +1,5 @@
 "A persistent persona for any decoder, at inference time, with frozen weights; see README.md."
+import sys
 from importlib import import_module
 
 __version__ = "0.2.0"
@@ -8,6 +9,15 @@ _home = dict(
     LyraError='core', Persona='persona', Recorder='trace', Trace='trace', attach='decoders', detach='decoders',
     explore='widgets', live='livechat', load='decoders', load_tokenizer='weights', verify='exact')
 __all__ = list(_home)
+
+
+def run():
+    "The command `lyra`; returns its exit code. An interruption while torch is loaded is one, too."
+    try: from lyra.cli import main
+    except KeyboardInterrupt:
+        print('lyra: interrupted.', file=sys.stderr)
+        return 130
+    return main()
 
 
 def __getattr__(name):

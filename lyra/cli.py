@@ -8,9 +8,10 @@ __all__ = ['COUNT', 'SEED', 'REPLY', 'CACHE', 'IMAGES', 'NEED_PERSONA', 'FIXED',
            'persona_export', 'check_policy', 'turns_left', 'beyond', 'chat', 'pick_turns', 'say_aloud', 'side_by_side',
            'both_axes', 'save', 'demo', 'drift', 'parser', 'sentence', 'Ended', 'signals', 'open_streams', 'main']
 
-# %% ../nbs/91_cli.ipynb #51ac7cc7
-import argparse, csv, json, os, random, signal, sys, threading, time, traceback
-from collections.abc import Iterator, Mapping, Sequence
+# %% ../nbs/91_cli.ipynb #4823202e
+import argparse, json, os, random, signal, stat, sys, threading, time, traceback
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,7 @@ def check(
         for value in given if isinstance(given, list) else [given]:
             if value is not None: number(value, _option(name), **limit)
 
-# %% ../nbs/91_cli.ipynb #0cd68f17
+# %% ../nbs/91_cli.ipynb #f2a4d647
 def _text(given:str)->str:
     "An argument that is a text; raises `ArgumentTypeError` where there is none."
     if not given.strip(): raise argparse.ArgumentTypeError('the text is empty: leave the argument out, or give a value')
@@ -53,6 +54,21 @@ def _text(given:str)->str:
 def _path(given:str)->Path:
     "An argument that names a file or a folder."
     return Path(_text(given))
+
+def _plain(kind:Callable[[str], Any], given:str, what:str)->Any:
+    "A number in ASCII; Python also reads 1_0, and digits of other scripts."
+    try:
+        if given.isascii() and '_' not in given: return kind(given)
+    except ValueError: pass
+    raise argparse.ArgumentTypeError(f'{given!r} is no {what}: give one such as {kind("3")}')
+
+def _whole(given:str)->int:
+    "An argument that counts something."
+    return _plain(int, given, 'whole number')
+
+def _real(given:str)->float:
+    "An argument that is a number."
+    return _plain(float, given, 'number')
 
 # %% ../nbs/91_cli.ipynb #2d143b71
 def _shown(text:str)->str:
@@ -120,7 +136,7 @@ def verify_model(
     out(report(rows))
     return 0 if all(r.holds for r in rows) else 1
 
-# %% ../nbs/91_cli.ipynb #ae3b2ec4
+# %% ../nbs/91_cli.ipynb #d4756544
 IMAGES = '.png', '.jpg', '.jpeg', '.webp', '.gif', '.charx'                 # of which a .png can hold a card
 
 def read_source(
@@ -138,6 +154,12 @@ def _card(path:Path, user:str|None=None): # `Character`
         raise LyraError(f'{path} is no character card, so --user changes nothing: leave it out.')
     if (said := found.report()): tell(said)
     return found
+
+def _own(path:Path)->Path:
+    "A card that can have probes; raises `LyraError` for a saved persona, or another program's card."
+    if path.suffix.lower() in ('.safetensors', *IMAGES) or path.suffix.lower() == '.json' and read_source(path).used:
+        raise LyraError(f'{path} has no probes to ask: give a card as data/README.md describes it, a .json file.')
+    return path
 
 def _persona(args, source, model, tokenizer): # Persona or None
     "A saved persona as it is; a card's, or that of a system prompt, built."
@@ -194,7 +216,7 @@ def persona_show(
     out(f'fingerprint {persona.fingerprint()}')
     return 0
 
-# %% ../nbs/91_cli.ipynb #baa5c363
+# %% ../nbs/91_cli.ipynb #960afbe0
 def persona_card(
     args, # of `lyra persona card`
 )->int: # exit code, 0
@@ -215,7 +237,7 @@ def persona_export(
     from lyra.cards import find_template
     from lyra.persona import Persona
     from lyra.weights import MODELS, load_tokenizer
-    if args.output.resolve() == args.file.resolve():
+    if os.path.realpath(args.output) == os.path.realpath(args.file):
         raise LyraError(f'{args.output} is the card itself: name another file.')
     source = read_source(args.file)
     if isinstance(source, Persona):
@@ -357,7 +379,7 @@ def beyond(
              'replies may get worse from here on, which does not happen under a policy with a window')
     return f'The conversation has {cache.tokens_seen} tokens, the model was made for {most}: {means}.\n'
 
-# %% ../nbs/91_cli.ipynb #0a18d140
+# %% ../nbs/91_cli.ipynb #ce5083f9
 def chat(
     args, # of `lyra chat`
 )->int: # exit code, 0
@@ -392,8 +414,11 @@ def _going_on(args, session, turns:list[str]|None)->list[str]|None: # to be said
     tell(f"Continuing after {session.heard} turns with {args.model or 'the default model'}, and the settings of the "
          f'session: {settings}.')
     if turns is None: return None
-    left = turns_left(turns, [row['user'] for row in session.turns if 'user' in row])
+    heard = [row['user'] for row in session.turns if 'user' in row]
+    left = turns_left(turns, heard)
     if not left: tell(f'The session has heard all turns of {args.input}.')
+    again = (Counter(heard) - Counter(turns[:len(turns) - len(left)])) & Counter(left)
+    if again: tell(f'{args.input} is not as it was: {again.total()} turns that the session has heard are said again.')
     return left
 
 # %% ../nbs/91_cli.ipynb #983f6c0c
@@ -451,7 +476,7 @@ def both_axes(
                for who, rows in found.items()}
     return pd.DataFrame(columns).loc[list(MEASURES)].rename(index=MEASURES).round(2).to_string()
 
-# %% ../nbs/91_cli.ipynb #18c70de7
+# %% ../nbs/91_cli.ipynb #d8318cee
 def save(
     args, # of `lyra demo`, kept as settings
     folder:Path, # that exists
@@ -463,8 +488,7 @@ def save(
     import pandas as pd
     from lyra.health import page
     from lyra.plots import csv_text
-    with open(folder/'turns.csv', 'w', newline='', encoding='utf-8') as f:
-        csv.writer(f).writerows([list(rows[0]), *([csv_text(x) for x in row.values()] for row in rows)])
+    write_file(folder/'turns.csv', pd.DataFrame(rows).map(csv_text).to_csv(index=False).encode())
     settings = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items() if k != 'run'}
     result = json.dumps(dict(settings=settings, turns=rows, asked=asked, found=found), ensure_ascii=False, indent=1)
     write_file(folder/'demo.json', result.encode())
@@ -472,7 +496,7 @@ def save(
                for who, replies in asked.items() for q, r in replies.items()]
     write_file(folder/'replies.html', page(pd.DataFrame(answers), 'lyra demo').encode())
 
-# %% ../nbs/91_cli.ipynb #4a4a013e
+# %% ../nbs/91_cli.ipynb #a53f5bf1
 def demo(
     args, # of `lyra demo`
 )->int: # exit code, 0
@@ -480,14 +504,16 @@ def demo(
     from lyra.cards import read_card
     from lyra.chat import read_conversations
     check(args, turns=COUNT, seed=SEED, **CACHE, **REPLY)
-    card = read_card(args.persona or data_path('personas', 'marlow.json'))
+    card = read_card(_own(args.persona) if args.persona else data_path('personas', 'marlow.json'))
     if not card.probes:
         raise LyraError(f'{args.persona} has no probes to ask: '
                         'add {"id", "question", "prefix", "expected", "foils"}.')
     conversations = read_conversations(args.input or data_path('conversations', 'two_turns_short.jsonl'))
     turns, folder = pick_turns(conversations, args.turns, args.seed), args.out
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder/'turns.jsonl', 'a', encoding='utf-8') as log:
+    if os.path.lexists(place := folder/'turns.jsonl') and not stat.S_ISREG(os.lstat(place).st_mode):
+        raise LyraError(f'{place} is no ordinary file: name another folder with --out.')
+    with open(place, 'a', encoding='utf-8') as log:
         tokenizer, model = _load(args)
         log.truncate(0)                                                      # what an earlier run left
         rows, asked, found = _converse(args, model, tokenizer, card, turns, log)
@@ -495,7 +521,7 @@ def demo(
     out(f'\nOff the record, before the first turn and after the last:\n\n'
         f'{side_by_side(asked, [p.question for p in card.probes])}\n\n{both_axes(found)}\n\n'
         'One persona and one conversation prove nothing; nbs/84_free.ipynb has many.\n'
-        f"Saved: {folder/'replies.html'} (all answers), {folder/'turns.jsonl'}, {folder/'demo.json'}\n"
+        f"Saved: {folder/'replies.html'} (all answers), {place}, {folder/'demo.json'}\n"
         'The notebooks that build this, step by step: `jupyter lab nbs/index.ipynb`')
     return 0
 
@@ -531,7 +557,7 @@ def _converse(args, model, tokenizer, card, turns:list[str], log)->tuple[list[di
     for policy in sessions: look(policy)
     return rows, asked, found
 
-# %% ../nbs/91_cli.ipynb #c9935bb7
+# %% ../nbs/91_cli.ipynb #91b935ce
 def _generation_config(args):
     "How a model's replies are drawn by itself, known before it is loaded."
     from transformers import GenerationConfig
@@ -542,7 +568,7 @@ def _generation_config(args):
 def _checks(text:str, turns:int)->tuple[int, ...]:
     "The turns at which to measure; raises `LyraError` for what is no turn of the conversation."
     for part in text.split(','):
-        if not (part.strip().isdecimal() and len(part) < 9 and int(part) <= turns):
+        if not (part.isascii() and part.strip().isdecimal() and len(part) < 9 and int(part) <= turns):
             raise LyraError(f'--checks are turns from 0 to {turns}, such as 0,1,{turns}: {part!r} is none.')
     return tuple(map(int, text.split(',')))
 
@@ -557,7 +583,7 @@ def _check_drift(args)->None:
     if args.dask and args.workers is not None:
         raise LyraError('--workers are of this machine, --dask names a cluster: leave out one of them.')
 
-# %% ../nbs/91_cli.ipynb #0d4e6d05
+# %% ../nbs/91_cli.ipynb #703f4c34
 def _plan(args):
     "The sweep that the arguments describe."
     from lyra.cards import find_template, read_card
@@ -566,7 +592,7 @@ def _plan(args):
     given = {name: getattr(args, name) for name in ('turns', 'orders', 'probes', 'scored_every', 'seed')}
     placed = {name: getattr(args, name) for name in ('dtype', 'device', 'device_map') if getattr(args, name)}
     cards = sorted(data_path('personas').glob('*.json'))
-    personas = args.personas or [p for p in cards if read_card(p).question_id not in range(6)]
+    personas = [*map(_own, args.personas or ())] or [p for p in cards if read_card(p).question_id not in range(6)]
     if args.quick:                                                            # the last turn is always a check
         given |= dict(turns=min(args.turns, 12), checks=(1,), scored_every=min(args.scored_every, 4))
         personas = personas[:2]
@@ -583,7 +609,7 @@ def _plan(args):
         given['free'] = drawn | dict(own=args.own_replies)
     return Plan(**given)
 
-# %% ../nbs/91_cli.ipynb #73fd523d
+# %% ../nbs/91_cli.ipynb #4345bbeb
 def drift(
     args, # of `lyra drift`
 )->int: # exit code, 0
@@ -592,21 +618,22 @@ def drift(
     import pandas as pd
     from lyra.drift import curves, frontier, summary
     from lyra.health import MARGINS, as_at_first, health_table, page
+    from lyra.plots import png
     from lyra.sweep import dask_executor, gather, sweep
     plan, folder = _plan(args), args.out
     if args.dask:
         with dask_executor(args.dask) as executor: results = sweep(plan, folder, executor=executor)
     else: results = sweep(plan, folder, workers=args.workers or 1)
     found = summary(results, delta=args.delta)
-    found.to_csv(folder/'summary.csv')
-    curves(results).savefig(folder/'curves.png', dpi=150)
+    write_file(folder/'summary.csv', found.to_csv().encode())
+    write_file(folder/'curves.png', png(curves(results), 'Log-odds of the answers of the persona, turn by turn.', 150))
     saved = ['curves.png', 'results.csv', 'summary.csv', 'settings.json']
-    if {'none', 'full'} <= set(plan.methods) and plan.scored_every <= plan.turns:
-        frontier(results).savefig(folder/'frontier.png', dpi=150)
+    if {'none', 'full'} <= set(plan.methods) and 'nll' in set(results.measure):         # else no turn was scored
+        write_file(folder/'frontier.png', png(frontier(results), 'What is held of the persona, and its cost.', 150))
         saved.insert(0, 'frontier.png')
     if plan.free is not None:
         free = health_table(results)
-        free.to_csv(folder/'health.csv')
+        write_file(folder/'health.csv', free.to_csv().encode())
         write_file(folder/'replies.html', page(gather(plan, folder, 'replies'), 'Free replies').encode())
         saved += ['health.csv', 'replies.csv', 'replies.html']
     wide = ('display.width', 220, 'display.max_columns', None, 'display.max_colwidth', None)
@@ -626,7 +653,7 @@ def drift(
           f"Saved in {folder}: {', '.join(saved)}")
     return 0
 
-# %% ../nbs/91_cli.ipynb #1f678bce
+# %% ../nbs/91_cli.ipynb #fb132d6a
 class _Help(argparse.ArgumentDefaultsHelpFormatter):
     "Shows defaults, where there are some."
     def _get_help_string(self, action):
@@ -637,18 +664,18 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message): super().error(_shown(' '.join(message.split())))
 
 def _cache_arguments(p)->None:
-    p.add_argument('--window', type=int, metavar='W', help='tokens of the conversation that bounded global layers '
+    p.add_argument('--window', type=_whole, metavar='W', help='tokens of the conversation that bounded global layers '
                    "hold; by default the model's own sliding window, four times that under pinned-gain")
-    p.add_argument('--gain', type=float, metavar='G', help="how many times the persona's words count, in policies with "
+    p.add_argument('--gain', type=_real, metavar='G', help="how many times the persona's words count, in policies with "
                    'a persona; by default 8 under pinned-gain, 1.5 under near, 1 under the others')
 
 def _reply_arguments(p, most:int|None, usual:str='')->None:
-    p.add_argument('--max-new-tokens', type=int, default=most, metavar='N', help='longest reply, in tokens' + usual)
-    p.add_argument('--temperature', type=float, metavar='T', help="of replies that the model writes; 0 is greedy; by "
+    p.add_argument('--max-new-tokens', type=_whole, default=most, metavar='N', help='longest reply, in tokens' + usual)
+    p.add_argument('--temperature', type=_real, metavar='T', help="of replies that the model writes; 0 is greedy; by "
                    "default the model's own, or 0")
-    p.add_argument('--top-p', type=float, metavar='P', help="share of the probability that replies are drawn from; by "
+    p.add_argument('--top-p', type=_real, metavar='P', help="share of the probability that replies are drawn from; by "
                    "default the model's own, or 1")
-    p.add_argument('--repetition-penalty', type=float, metavar='R', help='divides the scores of what a reply has said '
+    p.add_argument('--repetition-penalty', type=_real, metavar='R', help='divides the scores of what a reply has said '
                    "already, so that it leaves a loop; by default the model's own, or 1")
 
 def _place_arguments(p)->None:
@@ -736,7 +763,7 @@ def _add_passing_on(personas)->None:
                    'default the built-in model that made it')
     p.set_defaults(run=persona_export)
 
-# %% ../nbs/91_cli.ipynb #7f2754dc
+# %% ../nbs/91_cli.ipynb #b9b56822
 def _add_chat(commands)->None:
     "`lyra chat`."
     p = commands.add_parser('chat', help='converse in a terminal, or over a file', formatter_class=_Help, description=
@@ -746,25 +773,25 @@ def _add_chat(commands)->None:
                    '(.json, .png)')
     _system_argument(p)
     p.add_argument('--policy', choices=PRESETS, help='what the layers attend to; by default near')
-    p.add_argument('--layers', type=int, nargs='+', metavar='I', help='the layers that the policy is for; by default '
+    p.add_argument('--layers', type=_whole, nargs='+', metavar='I', help='layers that the policy is for; by default '
                    'the global ones')
     p.add_argument('--input', type=_path, metavar='FILE', help='take the user turns from JSON lines '
                    '{"question_id", "category", "turns": [...]} instead of the terminal')
-    p.add_argument('--turns', type=int, metavar='N', help='only the first N turns of --input')
+    p.add_argument('--turns', type=_whole, metavar='N', help='only the first N turns of --input')
     p.add_argument('--out', type=_path, metavar='DIR', help='save the session there, turn by turn')
     p.add_argument('--resume', type=_path, metavar='DIR', help='continue a saved session, with its persona, policy and '
                    'settings; turns of --input that it has heard are not said again')
     p.add_argument('--no-prime', action='store_true', help='begin the sliding layers empty instead of with the persona')
-    p.add_argument('--sinks', type=int, metavar='N', help='first tokens that are never evicted, under streaming; by '
+    p.add_argument('--sinks', type=_whole, metavar='N', help='first tokens that are never evicted, under streaming; by '
                    'default 4')
     _cache_arguments(p)
     _reply_arguments(p, 128)
-    p.add_argument('--seed', type=int, default=0, help='of sampled replies')
+    p.add_argument('--seed', type=_whole, default=0, help='of sampled replies')
     _template_argument(p)
     _model_argument(p)
     p.set_defaults(run=chat)
 
-# %% ../nbs/91_cli.ipynb #c3a0bd90
+# %% ../nbs/91_cli.ipynb #c9ba1228
 def _add_demo(commands)->None:
     "`lyra demo`."
     p = commands.add_parser('demo', help='one persona under two caches, side by side', formatter_class=_Help,
@@ -775,17 +802,17 @@ def _add_demo(commands)->None:
     p.add_argument('--input', type=_path, metavar='FILE',
                    help='JSON lines {"question_id", "category", "turns": [...]}; '
                    'by default questions of the repository')
-    p.add_argument('--turns', type=int, default=20, help='user turns')
+    p.add_argument('--turns', type=_whole, default=20, help='user turns')
     _cache_arguments(p)
     _reply_arguments(p, 40)
-    p.add_argument('--seed', type=int, default=0, help='order of the questions, and sampling')
+    p.add_argument('--seed', type=_whole, default=0, help='order of the questions, and sampling')
     p.add_argument('--out', type=_path, default=Path('out/demo'), metavar='DIR',
                    help='folder for the results; files of '
                    'an earlier run are replaced')
     _model_argument(p)
     p.set_defaults(run=demo, model='smollm2-135m-instruct')
 
-# %% ../nbs/91_cli.ipynb #2b02a768
+# %% ../nbs/91_cli.ipynb #85a0561e
 def _add_drift(commands)->None:
     "`lyra drift`."
     p = commands.add_parser('drift', help='how long personas last under many methods, and what it costs',
@@ -801,7 +828,7 @@ def _add_drift(commands)->None:
                    '"reference": [...]}; by default the held-out questions of the repository')
     p.add_argument('--references', type=_text, metavar='A,B', help='methods held beside every cell, from which the '
                    'divergence is measured, such as full,none; each takes as long as a cell')
-    p.add_argument('--turns', type=int, default=80, help='turns of a conversation')
+    p.add_argument('--turns', type=_whole, default=80, help='turns of a conversation')
     p.add_argument('--checks', type=_text, metavar='T,T,...', help='turns after which to measure, beside the last; '
                    '0 is before the first; by default 1, 5, 10, 25, 50, 80, 160, ...')
     p.add_argument('--free', action='store_true', help='at every check the model also answers ordinary questions, and '
@@ -809,13 +836,13 @@ def _add_drift(commands)->None:
     p.add_argument('--own-replies', action='store_true', help="the model's own replies enter the history, instead of "
                    'the given ones; with --free')
     _reply_arguments(p, None, '; by default 48')
-    p.add_argument('--orders', type=int, default=1, help='orders of the conversations, each with every persona')
-    p.add_argument('--probes', type=int, default=3, help='probes of each persona')
-    p.add_argument('--scored-every', type=int, default=8, metavar='K', help='the cost is measured on every k-th turn')
-    p.add_argument('--delta', type=float, default=.5, help='change of the log-odds, in nats, that does not matter')
+    p.add_argument('--orders', type=_whole, default=1, help='orders of the conversations, each with every persona')
+    p.add_argument('--probes', type=_whole, default=3, help='probes of each persona')
+    p.add_argument('--scored-every', type=_whole, default=8, metavar='K', help='the cost is measured on each k-th turn')
+    p.add_argument('--delta', type=_real, default=.5, help='change of the log-odds, in nats, that does not matter')
     p.add_argument('--quick', action='store_true', help='two personas, 12 turns, checked at the first and the last')
-    p.add_argument('--seed', type=int, default=0, help='of the orders')
-    p.add_argument('--workers', type=int, metavar='N', help='processes; by default 1')
+    p.add_argument('--seed', type=_whole, default=0, help='of the orders')
+    p.add_argument('--workers', type=_whole, metavar='N', help='processes; by default 1')
     p.add_argument('--dask', type=_text, metavar='ADDRESS',
                    help='scheduler of a Dask cluster that runs the cells instead; needs '
                    'the extra "sweep"')

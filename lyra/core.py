@@ -27,7 +27,7 @@ from transformers import Gemma3TextConfig, PreTrainedConfig
 class LyraError(Exception):
     "One clear sentence about bad input or wrong use, with its remedy."
 
-# %% ../nbs/01_core.ipynb #94e42c67
+# %% ../nbs/01_core.ipynb #a764c3a7
 def _is_finite(value:numbers.Real)->bool:
     "Whether a number is finite, and no larger than a float can be."
     try: return math.isfinite(value)
@@ -47,13 +47,14 @@ def number(
     most:float|None=None, # the largest allowed
     whole:bool=False, # whether it counts something
     optional:bool=False, # whether None passes
-)->Any: # the value, unchanged
+)->Any: # the value; one of another library as an int or a float of Python
     "Check a number; raises `LyraError` for one that is not finite, out of range, or no number at all."
     if value is None and optional: return None
-    is_number = isinstance(value, numbers.Integral if whole else numbers.Real) and not isinstance(value, bool)
+    is_whole = isinstance(value, numbers.Integral)
+    is_number = (is_whole or not whole and isinstance(value, numbers.Real)) and not isinstance(value, bool)
     if is_number and _is_finite(value):
         low = (least is None or value >= least) and (above is None or value > above)
-        if low and (most is None or value <= most): return value
+        if low and (most is None or value <= most): return int(value) if is_whole else float(value)
     limits = ((least, 'of at least'), (above, 'above'), (most, 'of at most'))
     said = ' and '.join(f'{word} {x:g}' for x, word in limits if x is not None)
     kind = f"a {'whole ' if whole else ''}number{said and ' ' + said}{', or None' if optional else ''}"
@@ -94,7 +95,7 @@ def read_text(
     except UnicodeDecodeError as e: raise LyraError(f'{path} is not UTF-8 text: save it as UTF-8.') from e
     return text.replace('\r\n', '\n').replace('\r', '\n')
 
-# %% ../nbs/01_core.ipynb #8772a7b5
+# %% ../nbs/01_core.ipynb #35be639b
 def write_file(
     path:Path, # replaced if it exists
     data:bytes, # all that the file shall hold
@@ -108,8 +109,9 @@ def write_file(
             f.flush()
             os.fsync(f.fileno())
         os.replace(work, path)
-    except BaseException:
+    except BaseException as e:
         with suppress(OSError): work.unlink(missing_ok=True)
+        if isinstance(e, OSError): e.filename, e.filename2 = str(path), None            # not the name of the work
         raise
     if os.name == 'posix': _sync_folder(path.parent)
 
@@ -238,7 +240,7 @@ def checked(
         plain = json.loads(json.dumps(value))
         raise LyraError(f'{where}{_fault(e.errors(include_url=False)[0], plain)}: {remedy}.') from e
 
-# %% ../nbs/01_core.ipynb #54de72cf
+# %% ../nbs/01_core.ipynb #382ae978
 def data_path(
     *parts:str, # path below the repository's `data` folder
 )->Path: # existing file or folder
@@ -250,8 +252,12 @@ def data_path(
 
 def cache_path()->Path: # folder, not necessarily existing
     "The folder of converted weights: `$LYRA_CACHE`, else `lyra` in `$XDG_CACHE_HOME`, else `~/.cache/lyra`."
-    if (own := os.environ.get('LYRA_CACHE')): return Path(own).expanduser()
-    return Path(os.environ.get('XDG_CACHE_HOME') or '~/.cache').expanduser()/'lyra'
+    own, usual = os.environ.get('LYRA_CACHE'), os.environ.get('XDG_CACHE_HOME') or '~/.cache'
+    found = Path(os.path.expanduser(own or f'{usual}/lyra'))
+    if str(found).startswith('~'):
+        raise LyraError(f'There is no home folder for {found}: name a folder of converted weights with the environment '
+                        'variable LYRA_CACHE.')
+    return found
 
 # %% ../nbs/01_core.ipynb #c012
 def tiny_config(

@@ -193,7 +193,7 @@ def detach(
     decoder.set_attn_implementation(decoder.config._attn_implementation.removeprefix('lyra_'))
     return model
 
-# %% ../nbs/43_any_model.ipynb #3540d50d
+# %% ../nbs/43_any_model.ipynb #baa4d3c0
 def load_attached(
     name:Path|str|None=None, # one of `lyra.weights.MODELS`, a folder, or a hub id; None: gemma3-270m
     **options:Any, # as for `lyra.weights.load_model`; its dtype can be 'int8', too
@@ -220,7 +220,9 @@ def load(
     "Load a model and its tokenizer, ready for caches of ours; raises `LyraError` with a remedy for what is wrong."
     model = load_attached(name, **options)
     tokenizer = load_tokenizer(name, **{key: options[key] for key in LOCATE if key in options})
-    if (words := tokenizer.vocab_size) > (known := decoder_of(model).config.vocab_size):
-        raise LyraError(f'The tokenizer of {name} has {words} words, and the model knows {known}: put the tokenizer '
-                        'that belongs to it beside its weights.')
+    special = {i for i, word in tokenizer.added_tokens_decoder.items() if word.special}     # no text may hold those
+    largest = max({*tokenizer.get_vocab().values()} - special)
+    if largest >= (known := decoder_of(model).config.vocab_size):
+        raise LyraError(f'The tokenizer of {name} has a token {largest}, and the model knows {known}: put the '
+                        'tokenizer that belongs to it beside its weights.')
     return model, tokenizer

@@ -171,8 +171,8 @@ BASES = [                                                       # right inputs
     ['demo', '--model', '{model}', '--persona', '{card.json}', '--input', '{talk.jsonl}', '--turns', '1', '--out',
      '{out}/d', *TAIL],
     DRIFT, [*map(lambda word: word.replace('{out}/drift', '{swept}'), DRIFT)],
-    [*DRIFT, '--free', '--max-new-tokens', '2']]
-WEIGHTS = [1, 1, 3, 2, 2, 2, 6, 10, 8, 8, 5, 8, 5, 3]
+    [*DRIFT, '--free', '--max-new-tokens', '2'], [*DRIFT, '--own-replies', '--max-new-tokens', '2']]
+WEIGHTS = [1, 1, 3, 2, 2, 2, 6, 10, 8, 8, 5, 8, 5, 3, 2]
 
 
 def options(argv: list[str]) -> dict[str, argparse.Action]:

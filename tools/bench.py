@@ -195,8 +195,8 @@ def processor() -> str:
 
 
 class Report:
-    "Prints each measurement, ratios first, and keeps it."
-    def __init__(self, **about: Any): self.found: dict[str, Any] = dict(about, rows=[])
+    "Prints each measurement, ratios first, and keeps it in a file, if there is one."
+    def __init__(self, file: Path|None, **about: Any): self.file, self.found = file, dict[str, Any](about, rows=[])
 
     def add(self, what: str, found: Times, unit: str, digits: int, earlier: Times|None = None) -> Times:
         "The ratios are over stock; without stock, over each side's own in `earlier`."
@@ -209,6 +209,7 @@ class Report:
             print(f'{ratio:6.2f}  {name:12}{median:9.{digits}f} {unit}  ({low:.{digits}f} to {high:.{digits}f})', flush=True)
             self.found['rows'].append(dict(what=what, side=name, unit=unit, n=len(ts), median=median, low=low, high=high,
                                            over=over, ratio=ratio if base else None))
+        if self.file: self.file.write_text(json.dumps(self.found, indent=1) + '\n')
         return found
 
 
@@ -219,6 +220,7 @@ def options() -> argparse.Namespace:
     parser.add_argument('--parts', nargs='+', choices=parts, default=parts, help='what is measured (all)')
     parser.add_argument('--sides', nargs='+', choices=[*SIDES], default=[*SIDES], help='who is measured (all there are)')
     parser.add_argument('--contexts', nargs='+', type=int, default=(600, 4000, 32_000), metavar='N', help='tokens')
+    parser.add_argument('--rows', nargs='+', type=int, default=(1, 4, 16), metavar='N', help='conversations in a batch')
     parser.add_argument('--steps', type=int, default=40, help='tokens that are timed (40)')
     parser.add_argument('--beside', type=Path, metavar='CHECKOUT', help='another checkout, such as an older version')
     parser.add_argument('--gguf', nargs='+', type=Path, default=(), metavar='FILE', help='the model, for llama.cpp')
@@ -235,8 +237,8 @@ def options() -> argparse.Namespace:
 def main() -> int:
     args = options()
     if args.peak: peak(args.peak[0], args, int(args.peak[1])); return 0
-    report = Report(processor=processor(), threads=torch.get_num_threads(), torch=torch.__version__, model=args.model,
-                    transformers=transformers.__version__, bytes_per_second=bandwidth())
+    report = Report(args.json, processor=processor(), threads=torch.get_num_threads(), torch=torch.__version__,
+                    transformers=transformers.__version__, model=args.model, bytes_per_second=bandwidth())
     print(', '.join(f'{key} {value}' for key, value in report.found.items() if key != 'rows'))
     models = Models(args.model, args.beside)
     names = [side for side in models.sides() if side in args.sides]
@@ -253,9 +255,8 @@ def main() -> int:
         work = {side.name: lambda side=side: side.first(1000) for side in sides}
         report.add('first token, prompt of 1,000 tokens', in_turns(work, 5, 1), 's', 2)
     if 'memory' in args.parts: report.add('peak memory of the same', memory(names, args, 1000), 'MiB', 0)
-    for rows in (1, 4, 16) if 'batch' in args.parts else ():
+    for rows in args.rows if 'batch' in args.parts else ():
         report.add(f'batch of {rows}, a persona each', batch(models, rows, args.steps//2), 'tokens/s', 1)
-    if args.json: args.json.write_text(json.dumps(report.found, indent=1) + '\n')
     return 0
 
 

@@ -635,6 +635,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                'lyra.livechat.TalkViews.follow': ('livechat.html#talkviews.follow', 'lyra/livechat.py'),
                                'lyra.livechat.TalkViews.picture': ('livechat.html#talkviews.picture', 'lyra/livechat.py'),
                                'lyra.livechat.Wish': ('livechat.html#wish', 'lyra/livechat.py'),
+                               'lyra.livechat.as_heard': ('livechat.html#as_heard', 'lyra/livechat.py'),
                                'lyra.livechat.begin': ('livechat.html#begin', 'lyra/livechat.py'),
                                'lyra.livechat.change': ('livechat.html#change', 'lyra/livechat.py'),
                                'lyra.livechat.choices': ('livechat.html#choices', 'lyra/livechat.py'),

@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['NOBODY', 'AGAIN', 'Choice', 'picked', 'Offer', 'first_choice', 'choices', 'Mark', 'mark', 'go_back', 'Stopped',
-           'never', 'new_recorder', 'Talk', 'begin', 'say_recorded', 'keep_turn', 'hold_again', 'set_aside', 'remarks',
-           'Desk', 'Wish', 'Line', 'Pending', 'in_words', 'Chat', 'in_progress', 'take', 'fulfil', 'hold_turn', 'price',
-           'change', 'new_name', 'TalkViews', 'transcript', 'Kept', 'Live', 'LiveFile', 'save_live', 'live_path',
-           'take_up', 'lock_live', 'named_personas', 'live']
+           'never', 'new_recorder', 'Talk', 'as_heard', 'begin', 'say_recorded', 'keep_turn', 'hold_again', 'set_aside',
+           'remarks', 'Desk', 'Wish', 'Line', 'Pending', 'in_words', 'Chat', 'in_progress', 'take', 'fulfil',
+           'hold_turn', 'price', 'change', 'new_name', 'TalkViews', 'transcript', 'Kept', 'Live', 'LiveFile',
+           'save_live', 'live_path', 'take_up', 'lock_live', 'named_personas', 'live']
 
-# %% ../nbs/92_livechat.ipynb #d65d4a81
+# %% ../nbs/92_livechat.ipynb #7cd1d822
 import contextvars, copy, json, textwrap, threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -39,6 +39,7 @@ from .persona import Persona, weights_hash
 from .chat import ChatSession, Edge, check_texts
 from .trace import Recorder, Trace
 from .health import echo, loops, parrot, words
+from .protocols import SILENCE, hearable
 from .widgets import AttentionFlow, CacheMap, DriftView, Picture, TokenView, View, ViewState, show_with_picture
 
 # %% ../nbs/92_livechat.ipynb #68f4989c
@@ -193,7 +194,13 @@ class Talk:
         if not self.recorder.turns: Path(self.recorder.file.name).unlink(missing_ok=True)
         self.recorder = self.before = None
 
-# %% ../nbs/92_livechat.ipynb #b162e6c7
+# %% ../nbs/92_livechat.ipynb #62a0d689
+def as_heard(session:ChatSession, reply:str)->str:
+    "A reply that can be told: one with a control token, which a model may write and nobody may say, loses it."
+    try: check_texts(session, reply=reply)
+    except LyraError: return hearable(reply, session.tokenizer) or SILENCE
+    return reply
+
 def begin(
     talk:Talk,
     choice:Choice,
@@ -211,7 +218,7 @@ def begin(
             if stop(): raise Stopped('Stopped: the settings stay as they were.')
             on_turn(n)
             if n == len(said): before = mark(recorder)
-            recorder.session.tell(text, reply, scored=False)
+            recorder.session.tell(text, as_heard(session, reply), scored=False)
     except BaseException:
         recorder.close()
         Path(recorder.file.name).unlink(missing_ok=True)

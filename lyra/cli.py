@@ -812,7 +812,7 @@ def _add_demo(commands)->None:
     _model_argument(p)
     p.set_defaults(run=demo, model='smollm2-135m-instruct')
 
-# %% ../nbs/91_cli.ipynb #85a0561e
+# %% ../nbs/91_cli.ipynb #42cf43f1
 def _add_drift(commands)->None:
     "`lyra drift`."
     p = commands.add_parser('drift', help='how long personas last under many methods, and what it costs',
@@ -820,8 +820,8 @@ def _add_drift(commands)->None:
         'turns 1, 5, 10, 25, 50, 80, 160, ..., and sum up with intervals over personas. Goes on where it was stopped.')
     p.add_argument('--methods', type=_text, metavar='A,B,...',
                    help='none (the floor), full, window, streaming:n, reprompt:k, '
-                   'reprefill:n, near:g, pinned:g, pinned-gain:g, lyra, lyra-strict, split-softmax:k, everywhere:n; by '
-                   'default eight of them')
+                   'reprefill:n, anchor:t, near:g, another:n, pinned:g, pinned-gain:g, lyra, lyra-strict, '
+                   'split-softmax:k, everywhere:n, instaboost:g, sinktrack:k; by default eight of them')
     p.add_argument('--personas', type=_path, nargs='+', metavar='CARD.json', help='persona cards with probes; by '
                    'default the eight of the repository that no setting was tuned on')
     p.add_argument('--input', type=_path, metavar='FILE', help='JSON lines {"question_id", "category", "turns": [...], '

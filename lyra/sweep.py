@@ -218,7 +218,7 @@ def _read(path:Path, plan:str)->dict: # 'weights', 'rows', 'replies'; empty wher
     checked(Held, found, str(path), 'delete this file')
     return found
 
-# %% ../nbs/83_sweep.ipynb #046dded2
+# %% ../nbs/83_sweep.ipynb #9305fd8a
 DECISIVE = 'lyra', 'torch', 'transformers' # whose versions the numbers of a cell depend on
 TEXTS = ['method', 'persona', 'order', 'turn', 'question', 'reply'] # columns of a table of free replies
 
@@ -256,8 +256,8 @@ def missing_from(
     once = 'neutral', 'first token', 'bytes', 'tokens', *['bleed'][:bool(card.name)], *['rule'][:bool(card.rule)]
     due = [(m, p.id) for p in card.probes[:plan.probes] for m in each] + [(m, '') for m in once]
     there = {(row['turn'], row['measure'], row['probe']) for row in held['rows']}
-    if len(there) < len(held['rows']): return 'a value stands twice'
     if (outside := {turn for turn, _, _ in there} - {*range(plan.turns + 1)}): return f'turn {min(outside)} is none'
+    if len(there) < len(held['rows']): return 'a value stands twice'
     wanted = ((turn, *x) for turn in sorted({*plan.checks, plan.turns}) if turn <= plan.turns for x in due)
     return next((f'turn {x[0]} has no {x[1]}' for x in wanted if x not in there), '')
 

@@ -194,7 +194,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                 'lyra.character._settings': ('character.html#_settings', 'lyra/character.py'),
                                 'lyra.character._short': ('character.html#_short', 'lyra/character.py'),
                                 'lyra.character._used': ('character.html#_used', 'lyra/character.py'),
-                                'lyra.character.as_any': ('character.html#as_any', 'lyra/character.py'),
                                 'lyra.character.as_chara_card': ('character.html#as_chara_card', 'lyra/character.py'),
                                 'lyra.character.as_character': ('character.html#as_character', 'lyra/character.py'),
                                 'lyra.character.as_fields': ('character.html#as_fields', 'lyra/character.py'),

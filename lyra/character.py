@@ -7,7 +7,7 @@ __all__ = ['NAMES', 'NOTES', 'MACROS', 'LONGEST', 'Name', 'Flag', 'Number', 'SPE
            'EMPTY', 'PNG', 'LARGEST_IMAGE', 'LARGEST_TEXT', 'MOST_CHUNKS', 'KEYWORDS', 'FORMATS', 'with_line_ends',
            'spoken', 'unknown_macros', 'Entry', 'Book', 'Fields', 'as_fields', 'is_character', 'card_data', 'turns_of',
            'examples_of', 'parts_of', 'compose', 'unused', 'lyra_fields', 'Character', 'is_newer', 'as_character',
-           'chunks', 'chunk', 'card_texts', 'decoded', 'as_any', 'read_character', 'as_chara_card', 'write_character',
+           'chunks', 'chunk', 'card_texts', 'decoded', 'read_character', 'as_chara_card', 'write_character',
            'with_card', 'card_of', 'build_character', 'hub_card']
 
 # %% ../nbs/54_character.ipynb #8c2ed869
@@ -372,15 +372,7 @@ def decoded(
     except ValueError as e: # of the decoding, too
         raise LyraError(f'{where} is not base64 of UTF-8 text: export the character anew.') from e
 
-# %% ../nbs/54_character.ipynb #6a3724d4
-def as_any(
-    row:Any, # parsed JSON
-    where:str, # the place that an error names
-    user:str='User', # the name that takes the place of {{user}}
-)->Character: # of a card of Lyra's own, with nothing used or left
-    "Check a card of any kind; raises `LyraError` that names the fault."
-    return as_character(row, where, user) if is_character(row) else Character(as_card(row, where))
-
+# %% ../nbs/54_character.ipynb #d14f83e3
 def read_character(
     path:Path|str, # PNG, or JSON
     user:str='User', # the name that takes the place of {{user}}
@@ -391,10 +383,14 @@ def read_character(
         raise LyraError(f'{path} is {other}, from which no card is read: export the character as PNG or JSON in the '
                         'program that it was made with.')
     if not data.startswith(PNG):
-        return as_any(read_json(path), str(path), user)
+        row = read_json(path)
+        return as_character(row, str(path), user) if is_character(row) else Character(as_card(row, str(path)))
     texts = card_texts(data, str(path))
     key = next(key for key in KEYWORDS if key in texts)
-    found = as_any(parse_json(decoded(texts[key], str(path)), str(path)), str(path), user)
+    row = parse_json(decoded(texts[key], str(path)), str(path))
+    if isinstance(row, Mapping) and not is_character(row):
+        return Character(as_card(row, str(path)))
+    found = as_character(row, str(path), user)
     if len(texts) == 1: return found
     return replace(found, left=(*found.left, 'the chunk chara: the card of version 2 beside that of version 3'))
 

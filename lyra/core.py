@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['LARGEST', 'Text', 'Id', 'ASIDE', 'LyraError', 'number', 'digest', 'read_bytes', 'read_text', 'write_file',
            'parse_json', 'read_json', 'read_json_lines', 'Schema', 'OpenSchema', 'checked', 'data_path', 'cache_path',
-           'tiny_config', 'signature', 'differing', 'difference', 'bits_equal', 'close', 'first_divergence', 'progress']
+           'tiny_config', 'signature', 'differing', 'difference', 'bits_equal', 'close', 'first_divergence',
+           'StandardError', 'progress']
 
 # %% ../nbs/01_core.ipynb #30a5d6b8
 import hashlib, json, math, numbers, os, stat, sys
@@ -333,18 +334,22 @@ def first_divergence(
             return f'hidden state {i} ({"embedding" if i == 0 else f"after layer {i - 1}"}): {gap}'
     return (gap := difference(out_a.logits, out_b.logits)) and f'logits: {gap}'
 
-# %% ../nbs/01_core.ipynb #2ea2b02f
-class _StandardError:
-    "Standard error, less what it cannot take."
-    def __getattr__(self, name:str)->Any: return getattr(sys.stderr, name)
+# %% ../nbs/01_core.ipynb #3f5869f1
+class StandardError:
+    "Standard error as it is now, less what it cannot take."
+    def __init__(self): self.stream = sys.stderr # None where it is closed
+
+    def __getattr__(self, name:str)->Any: return getattr(self.stream, name)
 
     def write(self,
         text:str, # dropped where there is no room
     )->None:
-        with suppress(OSError, AttributeError): sys.stderr.write(text)
+        "Write what there is room for."
+        with suppress(OSError): self.stream and self.stream.write(text)
 
     def flush(self)->None:
-        with suppress(OSError, AttributeError): sys.stderr.flush()
+        "Hand on what was written."
+        with suppress(OSError): self.stream and self.stream.flush()
 
 def progress(
     items:Any=None, # to be gone through; None: the bar is moved by `update`
@@ -352,4 +357,4 @@ def progress(
 )->Any: # a `tqdm`
     "A progress bar on standard error, which may be full or closed."
     from tqdm.auto import tqdm
-    return tqdm(items, file=_StandardError(), **options)
+    return tqdm(items, file=StandardError(), **options)

@@ -9,11 +9,11 @@ __all__ = ['GEMMA_TERMS', 'INSTALL', 'SMOLLM2_TERMS', 'WHEEL', 'WHEEL_SHA256', '
            'find_checkpoint', 'text_only', 'load_weights', 'check_device', 'default_dtype', 'load_model',
            'load_tokenizer']
 
-# %% ../nbs/10_weights.ipynb #9dccb6ce
+# %% ../nbs/10_weights.ipynb #1ee7417d
 import copy, hashlib, os, re, shutil, subprocess, sys, tempfile
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from importlib import import_module
@@ -37,7 +37,7 @@ from transformers import (MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPI
 from transformers import __version__ as transformers_version
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from .core import LyraError, cache_path, read_json
+from .core import LyraError, StandardError, cache_path, read_json
 
 # %% ../nbs/10_weights.ipynb #e2f3cbe8
 GEMMA_TERMS = ('The Gemma weights stand under the Gemma Terms of Use (https://ai.google.dev/gemma/terms), '
@@ -488,7 +488,7 @@ def _check_whole(
     if (names := _not_finite(model)):
         raise LyraError(f"{said(f'{path} holds numbers that are not finite', names)}: download or save it again.")
 
-# %% ../nbs/10_weights.ipynb #d1b2304a
+# %% ../nbs/10_weights.ipynb #51b474e3
 def load_weights(
     load:Callable[..., Any], # a `from_pretrained`
     path:Path|str|None, # what it should load
@@ -500,7 +500,7 @@ def load_weights(
     if check: kwargs['ignore_mismatched_sizes'] = True # `_check_whole` says which
     kwargs |= dict(use_safetensors=True, trust_remote_code=False, output_loading_info=True)
     try:
-        with _no_report(): model, info = load(path, *args, **kwargs)
+        with _no_report(), redirect_stderr(StandardError()): model, info = load(path, *args, **kwargs) # it may be full
     except LyraError: raise
     except SafetensorError as e:
         raise LyraError(f'The weights in {path} are damaged ({e}): download or save them again.') from e

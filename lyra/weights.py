@@ -488,7 +488,7 @@ def _check_whole(
     if (names := _not_finite(model)):
         raise LyraError(f"{said(f'{path} holds numbers that are not finite', names)}: download or save it again.")
 
-# %% ../nbs/10_weights.ipynb #51b474e3
+# %% ../nbs/10_weights.ipynb #84f48780
 def load_weights(
     load:Callable[..., Any], # a `from_pretrained`
     path:Path|str|None, # what it should load
@@ -499,8 +499,9 @@ def load_weights(
     "Load safetensors; raises `LyraError` for ones that are damaged, incomplete or not finite."
     if check: kwargs['ignore_mismatched_sizes'] = True # `_check_whole` says which
     kwargs |= dict(use_safetensors=True, trust_remote_code=False, output_loading_info=True)
+    shown:Any = StandardError() # of transformers' progress bar
     try:
-        with _no_report(), redirect_stderr(StandardError()): model, info = load(path, *args, **kwargs) # it may be full
+        with _no_report(), redirect_stderr(shown): model, info = load(path, *args, **kwargs)
     except LyraError: raise
     except SafetensorError as e:
         raise LyraError(f'The weights in {path} are damaged ({e}): download or save them again.') from e

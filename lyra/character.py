@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['NAMES', 'NOTES', 'MACROS', 'LONGEST', 'Name', 'Flag', 'Number', 'SPECS', 'OLD', 'FLAT', 'PARTS', 'Say', 'UNUSED',
-           'EMPTY', 'PNG', 'LARGEST_IMAGE', 'LARGEST_TEXT', 'KEYWORDS', 'FORMATS', 'with_line_ends', 'spoken',
-           'unknown_macros', 'Entry', 'Book', 'Fields', 'as_fields', 'is_character', 'card_data', 'turns_of',
+           'EMPTY', 'PNG', 'LARGEST_IMAGE', 'LARGEST_TEXT', 'MOST_CHUNKS', 'KEYWORDS', 'FORMATS', 'with_line_ends',
+           'spoken', 'unknown_macros', 'Entry', 'Book', 'Fields', 'as_fields', 'is_character', 'card_data', 'turns_of',
            'examples_of', 'parts_of', 'compose', 'unused', 'lyra_fields', 'Character', 'is_newer', 'as_character',
            'chunks', 'chunk', 'card_texts', 'decoded', 'read_character', 'as_chara_card', 'write_character',
            'with_card', 'card_of', 'build_character', 'hub_card']
@@ -241,14 +241,14 @@ def unused(
               and data.get(OLD.get(k, k)) != v]
     return said + ([f'beside data: {_listed(beside)}'] if beside else [])
 
-# %% ../nbs/54_character.ipynb #fe412203
+# %% ../nbs/54_character.ipynb #8cb6cdc0
 def lyra_fields(
     data:Mapping[str, Any], # from `card_data`
 )->dict[str, Any]|None:
-    "What Lyra wrote into a card; None where it did not write it."
+    "What Lyra wrote into a card; None where it did not write it, or another program did."
     more = data.get('extensions')
     own = more.get('lyra') if isinstance(more, Mapping) else None
-    return own if isinstance(own, dict) and own else None
+    return own if isinstance(own, dict) and {'question_id', 'category'} & {*own} else None
 
 @dataclass(frozen=True)
 class Character:
@@ -310,9 +310,10 @@ def as_character(
     if is_newer(row): left.append(f"what is new in version {row['spec_version']!s:.20} of {row['spec']}")
     return Character(card, tuple(turns), tuple(_used(parts, x, text, len(turns))), tuple(left))
 
-# %% ../nbs/54_character.ipynb #9eaa71bf
+# %% ../nbs/54_character.ipynb #9960efca
 PNG = b'\x89PNG\r\n\x1a\n'
 LARGEST_IMAGE, LARGEST_TEXT = 2**26, 2**24 # bytes
+MOST_CHUNKS = 2**16 # of an image
 KEYWORDS = b'ccv3', b'chara' # of a card, the first counts
 FORMATS = {b'\xff\xd8\xff': 'a JPEG image', b'GIF8': 'a GIF image', b'RIFF': 'a WebP image',
            b'PK\x03\x04': 'an archive (.charx or .zip)'}
@@ -324,8 +325,10 @@ def chunks(
     "The chunks of a PNG file; raises `LyraError` where it is damaged or too large."
     if len(data) > LARGEST_IMAGE:
         raise LyraError(f'{where} has {len(data)} bytes, a card\'s image may have {LARGEST_IMAGE}: make it smaller.')
-    at, kind = len(PNG), b''
+    at, kind, left = len(PNG), b'', MOST_CHUNKS
     while kind != b'IEND':
+        if (left := left - 1) < 0:
+            raise LyraError(f'{where} has over {MOST_CHUNKS} chunks: save the picture anew.')
         length, kind = struct.unpack('>I4s', data[at:at + 8].ljust(8, b'\xff'))
         if at + 12 + length > len(data): raise LyraError(f'{where} is cut off: take the whole file.')
         body, crc = data[at + 8:at + 8 + length], data[at + 8 + length:at + 12 + length]
@@ -369,7 +372,7 @@ def decoded(
     except ValueError as e: # of the decoding, too
         raise LyraError(f'{where} is not base64 of UTF-8 text: export the character anew.') from e
 
-# %% ../nbs/54_character.ipynb #cfbd0fe7
+# %% ../nbs/54_character.ipynb #d14f83e3
 def read_character(
     path:Path|str, # PNG, or JSON
     user:str='User', # the name that takes the place of {{user}}
@@ -384,7 +387,10 @@ def read_character(
         return as_character(row, str(path), user) if is_character(row) else Character(as_card(row, str(path)))
     texts = card_texts(data, str(path))
     key = next(key for key in KEYWORDS if key in texts)
-    found = as_character(parse_json(decoded(texts[key], str(path)), str(path)), str(path), user)
+    row = parse_json(decoded(texts[key], str(path)), str(path))
+    if isinstance(row, Mapping) and not is_character(row):
+        return Character(as_card(row, str(path)))
+    found = as_character(row, str(path), user)
     if len(texts) == 1: return found
     return replace(found, left=(*found.left, 'the chunk chara: the card of version 2 beside that of version 3'))
 

@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['LARGEST', 'Text', 'Id', 'ASIDE', 'LyraError', 'number', 'digest', 'read_bytes', 'read_text', 'write_file',
            'parse_json', 'read_json', 'read_json_lines', 'Schema', 'OpenSchema', 'checked', 'data_path', 'cache_path',
-           'tiny_config', 'signature', 'differing', 'difference', 'bits_equal', 'close', 'first_divergence']
+           'tiny_config', 'signature', 'differing', 'difference', 'bits_equal', 'close', 'first_divergence',
+           'StandardError', 'progress']
 
-# %% ../nbs/01_core.ipynb #516d7a58
-import hashlib, json, math, numbers, os, stat
+# %% ../nbs/01_core.ipynb #30a5d6b8
+import hashlib, json, math, numbers, os, stat, sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from difflib import get_close_matches
@@ -338,3 +339,28 @@ def first_divergence(
         if (gap := difference(h_a, h_b)):
             return f'hidden state {i} ({"embedding" if i == 0 else f"after layer {i - 1}"}): {gap}'
     return (gap := difference(out_a.logits, out_b.logits)) and f'logits: {gap}'
+
+# %% ../nbs/01_core.ipynb #3f5869f1
+class StandardError:
+    "Standard error as it is now, less what it cannot take."
+    def __init__(self): self.stream = sys.stderr # None where it is closed
+
+    def __getattr__(self, name:str)->Any: return getattr(self.stream, name)
+
+    def write(self,
+        text:str, # dropped where there is no room
+    )->None:
+        "Write what there is room for."
+        with suppress(OSError): self.stream and self.stream.write(text)
+
+    def flush(self)->None:
+        "Hand on what was written."
+        with suppress(OSError): self.stream and self.stream.flush()
+
+def progress(
+    items:Any=None, # to be gone through; None: the bar is moved by `update`
+    **options:Any, # of `tqdm`, such as `total` and `unit`
+)->Any: # a `tqdm`
+    "A progress bar on standard error, which may be full or closed."
+    from tqdm.auto import tqdm
+    return tqdm(items, file=StandardError(), **options)

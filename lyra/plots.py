@@ -7,8 +7,8 @@ __all__ = ['LOOKS', 'COLOURS', 'OTHER', 'SEGMENT_COLOURS', 'LETTERS', 'MAGNITUDE
            'contrast', 'ink', 'text_on', 'figure', 'bare', 'png', 'show_png', 'show', 'spread', 'label_ends',
            'misplaced', 'printable', 'csv_text']
 
-# %% ../nbs/02_plots.ipynb #a0b4c536
-import html, io
+# %% ../nbs/02_plots.ipynb #40cf31fc
+import html, io, unicodedata
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
 
@@ -210,9 +210,11 @@ def printable(
     "The text with line ends as ↵ and other control characters as escapes."
     return ''.join(c if c.isprintable() or c in keep else '↵' if c == '\n' else repr(c)[1:-1] for c in text)
 
-# %% ../nbs/02_plots.ipynb #a6d49c25
+# %% ../nbs/02_plots.ipynb #1fafd63b
 def csv_text(
     cell, # of a table, of any type
 ): # the same, or a text with an apostrophe in front
     "A cell of a CSV that no spreadsheet takes for a formula."
-    return "'" + cell if isinstance(cell, str) and cell.lstrip()[:1] in tuple('=+-@') else cell
+    if not isinstance(cell, str): return cell
+    first = next((c for c in cell if unicodedata.category(c)[0] not in 'CMZ'), '')      # control, marks, white space
+    return "'" + cell if unicodedata.normalize('NFKC', first) in tuple('=+-@') else cell

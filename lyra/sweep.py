@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['MOST', 'DIGITS', 'DECISIVE', 'TEXTS', 'PATIENCE', 'Plan', 'measured', 'one_turn', 'hold', 'Value', 'Reply', 'Held',
-           'SweepFile', 'gather', 'dask_executor', 'check_plan', 'sweep']
+           'SweepFile', 'missing_from', 'gather', 'dask_executor', 'check_plan', 'sweep']
 
-# %% ../nbs/83_sweep.ipynb #86fc129a
+# %% ../nbs/83_sweep.ipynb #b8c91524
 import json, multiprocessing, os, platform, signal, threading, time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import BrokenExecutor, CancelledError, Executor, ProcessPoolExecutor, as_completed
@@ -23,17 +23,16 @@ import torch
 import transformers
 from torch import Tensor
 from transformers import Gemma3TextConfig
-from tqdm.auto import tqdm
 
 import lyra
-from .core import (LyraError, Schema, checked, differing, digest, number, parse_json, read_json, read_text,
-                       write_file)
+from .core import (LyraError, Schema, checked, differing, digest, number, parse_json, progress, read_json,
+                       read_text, write_file)
 from .weights import load_tokenizer
 from .decoders import load
 from .policy import PRESETS, preset
 from .cards import Card, read_card
 from .persona import weights_hash
-from .chat import Sampling, read_conversations, sampling_of
+from .chat import ChatSession, Sampling, check_texts, read_conversations, sampling_of
 from .drift import (COLUMNS, Session, ask, bleed, divergence, find_method, first_token, keeps_rule, neutral,
                         open_session, persona_share, shuffled_turns)
 from .health import check_up, judge_replies
@@ -219,7 +218,7 @@ def _read(path:Path, plan:str)->dict: # 'weights', 'rows', 'replies'; empty wher
     checked(Held, found, str(path), 'delete this file')
     return found
 
-# %% ../nbs/83_sweep.ipynb #331bc906
+# %% ../nbs/83_sweep.ipynb #9305fd8a
 DECISIVE = 'lyra', 'torch', 'transformers' # whose versions the numbers of a cell depend on
 TEXTS = ['method', 'persona', 'order', 'turn', 'question', 'reply'] # columns of a table of free replies
 
@@ -239,10 +238,35 @@ def _claim(plan:Plan, out:Path)->None:
         there = checked(SweepFile, parse_json(read_text(file), damaged), damaged, 'name another folder')
         if there.hash != settings['hash']:
             raise LyraError(f'{out} holds a sweep with other settings: name another folder, or delete this one.')
-        if (differ := differing({k: x for k, x in there.versions.items() if k in DECISIVE}, versions)):
+        if (differ := differing({name: there.versions.get(name) for name in DECISIVE}, versions)):
             raise LyraError(f'{out} holds a sweep of another version ({differ}): name another folder, or go on with '
                             'that version.')
+    elif any((out/'cells').glob('*.json')):
+        raise LyraError(f'{out} holds cells, and no settings.json that says of which version they are: name another '
+                        'folder, or delete this one.')
     write_file(file, json.dumps(settings, indent=1).encode())
+
+def missing_from(
+    held:Mapping[str, Any], # a cell, as `hold` gives it
+    plan:Plan, # of the sweep
+    card:Card, # of the cell
+)->str: # '' where nothing is missing
+    "What a cell lacks of its plan, or has beyond its turns."
+    each = 'logprob', 'rank', 'logodds', *(f'KL from {name}' for name in plan.references)
+    once = 'neutral', 'first token', 'bytes', 'tokens', *['bleed'][:bool(card.name)], *['rule'][:bool(card.rule)]
+    due = [(m, p.id) for p in card.probes[:plan.probes] for m in each] + [(m, '') for m in once]
+    there = {(row['turn'], row['measure'], row['probe']) for row in held['rows']}
+    if (outside := {turn for turn, _, _ in there} - {*range(plan.turns + 1)}): return f'turn {min(outside)} is none'
+    if len(there) < len(held['rows']): return 'a value stands twice'
+    wanted = ((turn, *x) for turn in sorted({*plan.checks, plan.turns}) if turn <= plan.turns for x in due)
+    return next((f'turn {x[0]} has no {x[1]}' for x in wanted if x not in there), '')
+
+def _finished_cell(out:Path, cell:tuple[str, str, int], plan:Plan, mine:str)->dict: # as `_read` gives it
+    "A finished cell, with all that its plan, whose hash is `mine`, asks for."
+    held = _read(path := _file(out, cell), mine)
+    if held and (fault := missing_from(held, plan, read_card(cell[1]))):
+        raise LyraError(f'{path} is not what its plan asks for ({fault}): delete this file.')
+    return held
 
 def gather(
     plan:Plan, # of the sweep
@@ -252,7 +276,7 @@ def gather(
     "All finished cells of a plan as one tidy table."
     out, mine = Path(out), plan.hash()
     rows = [dict(method=m, persona=Path(p).stem, order=o) | row
-            for m, p, o in plan.cells() for row in _read(_file(out, (m, p, o)), mine).get(what, ())]
+            for m, p, o in plan.cells() for row in _finished_cell(out, (m, p, o), plan, mine).get(what, ())]
     return pd.DataFrame(rows, columns=COLUMNS if what == 'rows' else TEXTS)
 
 # %% ../nbs/83_sweep.ipynb #41e2ceda
@@ -327,9 +351,21 @@ def check_plan(
     for name in (*plan.methods, *plan.references): find_method(name)
     shuffled_turns(read_conversations(plan.conversations), 1, 0)
 
-# %% ../nbs/83_sweep.ipynb #f9152c7b
+# %% ../nbs/83_sweep.ipynb #2bee8ed2
 @lru_cache(maxsize=1)
 def _weights(arguments:str)->str: return weights_hash(_load(arguments)[1])
+
+def _ready(plan:Plan)->str: # digest of the weights
+    "Check the probes of a plan's cards with the model that it names; raises `LyraError` for one that cannot be put."
+    tokenizer, model = _loaded(plan.model)
+    session = ChatSession(model, tokenizer, policy='full', template=plan.template)
+    for path in plan.personas:
+        for p in read_card(path).probes[:plan.probes]:
+            try:
+                for answer in (p.expected, *p.foils):
+                    check_texts(session, question=p.question, prefix=p.prefix, answer=answer)
+            except LyraError as e: raise LyraError(f'{path}, probe {p.id}: {e}') from e
+    return _weights(_arguments(plan.model))
 
 def _held(plan:Plan, cell:tuple[str, str, int])->dict: # 'weights', 'rows', 'replies'
     "Hold a cell, with the model that the plan names."
@@ -350,7 +386,7 @@ def _finished(plan:Plan, cells:list, executor:Executor|None)->Iterator[tuple[tup
         else: yield jobs[job], job.result()
     if lost is not None: raise lost
 
-# %% ../nbs/83_sweep.ipynb #7dc0fa5a
+# %% ../nbs/83_sweep.ipynb #567b5d84
 def _as_csv(table:pd.DataFrame)->bytes:
     "A table as CSV that no spreadsheet takes for formulas."
     return table.map(csv_text).to_csv(index=False).encode()
@@ -358,14 +394,14 @@ def _as_csv(table:pd.DataFrame)->bytes:
 def _hold_all(plan:Plan, out:Path, executor:Executor|None)->None:
     "Hold and keep every cell that a folder lacks."
     mine, cells = plan.hash(), plan.cells()
-    read = {cell: _read(_file(out, cell), mine) for cell in cells}
+    read = {cell: _finished_cell(out, cell, plan, mine) for cell in cells}
     missing = [cell for cell in cells if not read[cell]]
-    weights = _ask(executor, _weights, _arguments(plan.model))
+    weights = _ask(executor, _ready, plan)
     def check(held:Mapping[str, Any])->None:
         if held['weights'] == weights: return
         raise LyraError(f'{out} holds cells of other weights: name another folder, or delete this one.')
     for held in filter(None, read.values()): check(held)
-    with tqdm(total=len(cells), initial=len(cells) - len(missing), unit='cell', smoothing=0) as bar:
+    with progress(total=len(cells), initial=len(cells) - len(missing), unit='cell', smoothing=0) as bar:
         for cell, held in _finished(plan, missing, executor):
             check(held)
             _keep(_file(out, cell), mine, held)

@@ -9,11 +9,11 @@ __all__ = ['GEMMA_TERMS', 'INSTALL', 'SMOLLM2_TERMS', 'WHEEL', 'WHEEL_SHA256', '
            'find_checkpoint', 'text_only', 'load_weights', 'check_device', 'default_dtype', 'load_model',
            'load_tokenizer']
 
-# %% ../nbs/10_weights.ipynb #ed35760c
+# %% ../nbs/10_weights.ipynb #1ee7417d
 import copy, hashlib, os, re, shutil, subprocess, sys, tempfile
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from importlib import import_module
@@ -37,7 +37,7 @@ from transformers import (MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPI
 from transformers import __version__ as transformers_version
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from .core import LyraError, cache_path
+from .core import LyraError, StandardError, cache_path, read_json
 
 # %% ../nbs/10_weights.ipynb #e2f3cbe8
 GEMMA_TERMS = ('The Gemma weights stand under the Gemma Terms of Use (https://ai.google.dev/gemma/terms), '
@@ -213,11 +213,13 @@ def default_checkpoint(
     "The checkpoint of Gemma 3 270M, the default model."
     return checkpoint(DEFAULT, root)
 
-# %% ../nbs/10_weights.ipynb #4e7c0404
+# %% ../nbs/10_weights.ipynb #8e2d3b3d
 def _place(
     name:Path|str|None, # built-in name, folder or hub id; None: the default model
 )->Path|str: # an existing folder, or a text that can be a hub id
     "What a name stands for; raises `LyraError` for one that can stand for nothing."
+    if not isinstance(name, str|Path|None):
+        raise LyraError(f'{name!r:.40} names no model: give a text or a path, such as {DEFAULT!r}.')
     if name is None or str(name) in MODELS: return checkpoint(str(name or DEFAULT))
     folder = Path(os.path.expanduser(name)) # like the tests below, it takes any text
     if os.path.isdir(folder): return folder
@@ -303,7 +305,7 @@ def _locate(
         place = _local_copy(place, **hub)
     return place, {file.name for file in place.joinpath(inner).glob('*')}
 
-# %% ../nbs/10_weights.ipynb #609c5e68
+# %% ../nbs/10_weights.ipynb #02e08065
 SAFE = ('.safetensors', '.safetensors.index.json')
 
 def _check_files(
@@ -321,6 +323,14 @@ def _check_files(
         raise LyraError(f'{place} holds its weights as a pickle ({pickles[0]}), which can run code and is never '
                         'loaded: convert it to safetensors (`save_pretrained` does) where you trust it.')
     raise LyraError(f'{place} has a config.json but no weights: name a folder that holds safetensors, too.')
+
+def _check_settings(
+    path:Path, # a generation_config.json
+)->None:
+    "Raises `LyraError` unless generation settings can be read; transformers takes damaged ones for none."
+    try: is_damaged = not isinstance(read_json(path), dict)
+    except LyraError: is_damaged = True
+    if is_damaged: raise LyraError(f'{path} is damaged: restore it, or remove it.')
 
 # %% ../nbs/10_weights.ipynb #27f66fe5
 LAYERS = {'full_attention', 'sliding_attention'}
@@ -384,7 +394,7 @@ def checkpoint_config(
                         'remove `transformers_weights` from it.')
     return config
 
-# %% ../nbs/10_weights.ipynb #e5e27d37
+# %% ../nbs/10_weights.ipynb #cd6ccb86
 def _check_dtype(
     dtype:Any, # torch.dtype, its name, 'auto' or None
 )->None:
@@ -407,6 +417,8 @@ def resolve(
     hub = {key: kwargs[key] for key in LOCATE if key in kwargs}
     place, files = _locate(path, **hub)
     _check_files(place, files)
+    own = Path(place, hub.get('subfolder') or '', 'generation_config.json')
+    if isinstance(place, Path) and own.name in files: _check_settings(own)
     return place, checkpoint_config(place, **hub)
 
 def find_checkpoint(
@@ -476,7 +488,7 @@ def _check_whole(
     if (names := _not_finite(model)):
         raise LyraError(f"{said(f'{path} holds numbers that are not finite', names)}: download or save it again.")
 
-# %% ../nbs/10_weights.ipynb #d1b2304a
+# %% ../nbs/10_weights.ipynb #84f48780
 def load_weights(
     load:Callable[..., Any], # a `from_pretrained`
     path:Path|str|None, # what it should load
@@ -487,8 +499,9 @@ def load_weights(
     "Load safetensors; raises `LyraError` for ones that are damaged, incomplete or not finite."
     if check: kwargs['ignore_mismatched_sizes'] = True # `_check_whole` says which
     kwargs |= dict(use_safetensors=True, trust_remote_code=False, output_loading_info=True)
+    shown:Any = StandardError() # of transformers' progress bar
     try:
-        with _no_report(): model, info = load(path, *args, **kwargs)
+        with _no_report(), redirect_stderr(shown): model, info = load(path, *args, **kwargs)
     except LyraError: raise
     except SafetensorError as e:
         raise LyraError(f'The weights in {path} are damaged ({e}): download or save them again.') from e

@@ -376,7 +376,7 @@ def _header(path:Path, text:str|None)->dict[str, Any]:
     checked(PersonaHeader, header, f'{path} is no persona', AGAIN.removesuffix('.'))
     return header
 
-# %% ../nbs/51_persona.ipynb #27b8a43b
+# %% ../nbs/51_persona.ipynb #e8fa039a
 def _numbers(signature:Mapping[str, Any], *ends:str)->set[int]:
     "The whole numbers of a signature under names that end in one of these, those in lists included."
     found = [x for name, x in signature.items() if name.endswith(ends)]
@@ -384,9 +384,9 @@ def _numbers(signature:Mapping[str, Any], *ends:str)->set[int]:
 
 def _head_sizes(signature:Mapping[str, Any])->set[int]:
     "What the size of a head may be: one that the config names, or a query head's share of the hidden size."
-    parts = _numbers(signature, 'head_dim')
+    parts = _numbers(signature, 'nope_head_dim', 'rope_head_dim')
     hidden, heads = _numbers(signature, 'hidden_size', 'n_embd'), _numbers(signature, 'attention_heads', 'n_head')
-    return parts | {a + b for a in parts for b in parts} | {h//n for h in hidden for n in heads if n}
+    return _numbers(signature, 'head_dim') | {a + b for a in parts for b in parts} | {h//n for h in hidden for n in heads if n}
 
 def is_sound(
     persona:Persona, # as it was read
@@ -399,10 +399,11 @@ def is_sound(
     layers = all(k.ndim == v.ndim == 4 and k.shape[:3] == v.shape[:3] and k.shape[::2][:2] == (1, P)
                  and k.shape[1] in heads and {k.shape[3], v.shape[3]} <= (sizes or {k.shape[3], v.shape[3]})
                  for k, v in zip(persona.keys, persona.values, strict=True))
-    longest = config.get('max_position_embeddings', P)
+    longest = min(_numbers(dict(limit=config.get('max_position_embeddings')), 'limit'), default=P)
     most = _numbers(config, 'num_hidden_layers', 'n_layer', 'num_layers')
     dtypes = {x.dtype for x in persona.values}
-    return (0 < n <= max(most, default=0) and layers and isinstance(longest, int) and P <= longest and {x.dtype for x in persona.keys} == {torch.float32}
+    return (0 < n <= max(most, default=0) and P <= longest and layers
+            and {x.dtype for x in persona.keys} == {torch.float32}
             and len(dtypes) == 1 and dtypes < {torch.float64, torch.float32, torch.bfloat16, torch.float16}
             and max(persona.token_ids) < min(_numbers(config, 'vocab_size'), default=2**63))
 

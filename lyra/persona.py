@@ -376,7 +376,7 @@ def _header(path:Path, text:str|None)->dict[str, Any]:
     checked(PersonaHeader, header, f'{path} is no persona', AGAIN.removesuffix('.'))
     return header
 
-# %% ../nbs/51_persona.ipynb #e8fa039a
+# %% ../nbs/51_persona.ipynb #44d90841
 def _numbers(signature:Mapping[str, Any], *ends:str)->set[int]:
     "The whole numbers of a signature under names that end in one of these, those in lists included."
     found = [x for name, x in signature.items() if name.endswith(ends)]
@@ -386,7 +386,8 @@ def _head_sizes(signature:Mapping[str, Any])->set[int]:
     "What the size of a head may be: one that the config names, or a query head's share of the hidden size."
     parts = _numbers(signature, 'nope_head_dim', 'rope_head_dim')
     hidden, heads = _numbers(signature, 'hidden_size', 'n_embd'), _numbers(signature, 'attention_heads', 'n_head')
-    return _numbers(signature, 'head_dim') | {a + b for a in parts for b in parts} | {h//n for h in hidden for n in heads if n}
+    shares = {h//n for h in hidden for n in heads if n}
+    return _numbers(signature, 'head_dim') | {a + b for a in parts for b in parts} | shares
 
 def is_sound(
     persona:Persona, # as it was read

@@ -69,7 +69,7 @@ def set_state(
         layer.sinks = tensors[f'layer.{i}.sink_keys'].to(device), tensors[f'layer.{i}.sink_values'].to(device)
         layer.base = cache.rows.base
 
-# %% ../nbs/44_state.ipynb #1c9ec7ad
+# %% ../nbs/44_state.ipynb #b17dd541
 def _kind(name:str, x:Tensor)->tuple[torch.dtype, list[int]]:
     "A tensor's dtype and its shape without the slots."
     slots = x.ndim - (2 if name.endswith(('.keys', '.values')) else 1 if name.endswith(('.window', '.front')) else 0)
@@ -83,7 +83,8 @@ def fits(
 )->bool:
     "Whether a state of one row can be that of a conversation of so many tokens."
     usual, _ = state_of(cache)
-    if tensors.keys() != usual.keys() or any(_kind(k, x) != _kind(k, usual[k]) for k, x in tensors.items()): return False
+    if tensors.keys() != usual.keys(): return False
+    if any(_kind(k, x) != _kind(k, usual[k]) for k, x in tensors.items()): return False
     rows = {name: int(tensors[f'rows.{name}']) for name in ROWS}
     windows = [tensors[f'index.{i}.window'][0] for i in range(len(cache.indexes))]
     held = [(tensors[f'layer.{i}.{kind}'], len(windows[cache.indexes.index(layer.index)]))

@@ -8,7 +8,7 @@ __all__ = ['STORY', 'FAR', 'ROWS', 'ALLOWED', 'Literal', 'active', 'Trial', 'gap
            'two_turns', 'moved_itself', 'moved_up', 'rebased', 'far_itself', 'far', 'generated', 'stored', 'Row',
            'verify', 'report']
 
-# %% ../nbs/52_verify.ipynb #13181b24
+# %% ../nbs/52_verify.ipynb #b0ca42aa
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,10 +20,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 from transformers import DynamicCache
 
-from .core import LyraError
+from .core import LyraError, progress as bar
 from .attention import ACTIVE
 from .policy import ContextPolicy, layer_types
 from .cache import LyraCache
@@ -397,7 +396,7 @@ ROWS:tuple[Callable[[Trial], float], ...] = (
     generated, stored)
 ALLOWED = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 3e-3}
 
-# %% ../nbs/52_verify.ipynb #3109d949
+# %% ../nbs/52_verify.ipynb #04ddecd6
 def verify(
     model:Any, # a causal language model in eval mode, attached or not; it is attached from then on
     tokenizer:Any=None, # for words instead of random tokens
@@ -412,8 +411,8 @@ def verify(
     if not isfinite(own):
         raise LyraError('The stock model itself gives logits that are not numbers: load it in float32 or bfloat16, or '
                         'check its weights.')
-    for check in tqdm([f for f in ROWS if f is not past_window or t.ids.shape[1] > t.P + t.N], desc='verify',
-                      unit='row', disable=not progress):
+    checks = [f for f in ROWS if f is not past_window or t.ids.shape[1] > t.P + t.N]
+    for check in bar(checks, desc='verify', unit='row', disable=not progress):
         yardstick = {past_window: past_itself, moved_up: moved_itself, far: far_itself}.get(check)
         most = 0. if check is stored else max(allowed, 2*yardstick(t)) if yardstick else allowed
         rows.append(Row(str(check.__doc__), check(t), most))

@@ -623,6 +623,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                'lyra.livechat.Live.close': ('livechat.html#live.close', 'lyra/livechat.py'),
                                'lyra.livechat.Live.follow': ('livechat.html#live.follow', 'lyra/livechat.py'),
                                'lyra.livechat.Live.say': ('livechat.html#live.say', 'lyra/livechat.py'),
+                               'lyra.livechat.Live.send': ('livechat.html#live.send', 'lyra/livechat.py'),
                                'lyra.livechat.LiveFile': ('livechat.html#livefile', 'lyra/livechat.py'),
                                'lyra.livechat.Mark': ('livechat.html#mark', 'lyra/livechat.py'),
                                'lyra.livechat.Offer': ('livechat.html#offer', 'lyra/livechat.py'),

@@ -9,10 +9,11 @@ __all__ = ['NOBODY', 'AGAIN', 'Choice', 'picked', 'Offer', 'first_choice', 'choi
            'hold_turn', 'price', 'change', 'new_name', 'TalkViews', 'transcript', 'Kept', 'Live', 'LiveFile',
            'save_live', 'live_path', 'take_up', 'lock_live', 'named_personas', 'live']
 
-# %% ../nbs/92_livechat.ipynb #7cd1d822
+# %% ../nbs/92_livechat.ipynb #fb1c03aa
 import contextvars, copy, json, textwrap, threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from importlib.resources import files
@@ -520,7 +521,7 @@ class TalkViews(W.Tab):
         "The first view's picture, if there is one."
         return self.children[0].picture if self.children else None
 
-# %% ../nbs/92_livechat.ipynb #2081d176
+# %% ../nbs/92_livechat.ipynb #a7729ce3
 def transcript(lines:Sequence[Mapping])->str:
     "Turns as plain text."
     parts = [f"you: {x['text']}\nreply: {x['reply']}" + (f"\n({x['note']})" if x['note'] else '') for x in lines]
@@ -546,6 +547,8 @@ class Live(W.VBox):
     ):
         self.path, self.lock, self.views = path, lock, TalkViews()
         self.chat = Chat(talk, self.follow, lines=list(lines), place=str(path))
+        self.text, self.status = W.Text(), W.Label()            # what `send` could not say, and what is wrong
+        traitlets.dlink((self.chat, 'status'), (self.status, 'value'))
         super().__init__([self.chat, self.views])
         self.add_class('lyra-live')
         self.views.follow(talk)
@@ -563,6 +566,13 @@ class Live(W.VBox):
         found = [line['reply'] for line in chat.lines if line['key'] == key]
         if not found: raise LyraError(chat.status)
         return found[0]
+
+    def send(self, text:str)->None:
+        "As `say`; what goes wrong is not raised, it stands in `status`, and the message in `text`."
+        self.text.value = text
+        with suppress(LyraError):
+            self.say(text)
+            self.text.value = ''
 
     def close(self)->None:
         "End the recording and the widgets, and leave the file to others."

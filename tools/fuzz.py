@@ -131,7 +131,7 @@ VALUES: dict[str, tuple[list[str], list[str], list[str]]] = dict(   # right, wro
     licence=(['mit'], [], ['', 'x'*5000, '\x1b[2J', 'a\nb', '\ud800']),
     user=([], ['', ' ', 'Ann'], []),                             # the cards of this world are not of other programs
     device=(['cpu'], ['cuda:99', 'nonsense', '', '-'], []),
-    dtype=(['float32'], ['int8', 'float33', ''], ['float16', 'bfloat16', 'auto']),
+    dtype=(['float32'], ['int4', 'float33', ''], ['float16', 'bfloat16', 'auto']),
     device_map=([], ['nonsense', ''], ['cpu', 'auto']), template=(['transcript'], ['chat', 'x', ''], []),
     policy=([], ['lyre', '', 'FULL'], ['full', 'window', 'streaming', 'near', 'lyra', 'pinned-gain']),
     methods=(['full', 'none,full,lyra', 'streaming:2,full'], METHODS, []),

@@ -102,7 +102,7 @@ def replace(
         model.all_tied_weights_keys[f'{name}.weight_scale'] = f'{source}weight_scale'
     model.requires_grad_(False)
 
-# %% ../nbs/31_int8.ipynb #eecf6322
+# %% ../nbs/31_int8.ipynb #0479625f
 METHOD = 'lyra_int8'
 
 class Int8Config(QuantizationConfigMixin):
@@ -116,10 +116,14 @@ class Int8Config(QuantizationConfigMixin):
 class Int8Quantizer(HfQuantizer):
     "Prepares a model for the weights of an 8-bit checkpoint."
     def _process_model_before_weight_loading(self, model:Any, **kwargs:Any)->None: replace(model)
-    def is_serializable(self)->bool: return True
+    def is_serializable(self)->bool:
+        "Whether such a model can be saved."
+        return True
 
     @property
-    def is_trainable(self)->bool: return False
+    def is_trainable(self)->bool:
+        "Whether its weights can be trained."
+        return False
 
 AUTO_QUANTIZATION_CONFIG_MAPPING[METHOD], AUTO_QUANTIZER_MAPPING[METHOD] = Int8Config, Int8Quantizer
 

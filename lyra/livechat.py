@@ -56,8 +56,12 @@ class Choice:
     gain:float|None=None # None: the policy's own
     window:int|None=None # tokens; None: the policy's own
 
-# %% ../nbs/92_livechat.ipynb #d2e7cbc4
-def picked(kind:str, name:str, names:Mapping[str, Any])->Any:
+# %% ../nbs/92_livechat.ipynb #10ef9bfe
+def picked(
+    kind:str, # what is chosen, for the error
+    name:str, # the choice
+    names:Mapping[str, Any], # name -> what it stands for
+)->Any:
     "What has a name; raises `LyraError` with the names that there are."
     if name in names: return names[name]
     raise LyraError(f"There is no {kind} {name!r} here: choose from {', '.join(names)}.")
@@ -72,12 +76,16 @@ class Offer:
         self.built:dict[tuple[str, str], Persona] = {}          # by model and persona
         self.weights:dict[str, str] = {}                        # `weights_hash` of the models that were used
 
-    def weights_of(self, name:str)->str:
+    def weights_of(self,
+        name:str, # of the model
+    )->str:
         "The `weights_hash` of a model, computed once."
         if name not in self.weights: self.weights[name] = weights_hash(picked('model', name, self.models)[0])
         return self.weights[name]
 
-    def persona(self, choice:Choice)->Persona|None:
+    def persona(self,
+        choice:Choice, # model, persona, policy and numbers
+    )->Persona|None:
         "The chosen persona, for the chosen model."
         source, key = picked('persona', choice.persona, self.personas), (choice.model, choice.persona)
         if source is None or isinstance(source, Persona): return source
@@ -86,7 +94,9 @@ class Offer:
             self.built[key] = Persona.build(model, tokenizer, source)
         return self.built[key]
 
-    def open(self, choice:Choice)->ChatSession:
+    def open(self,
+        choice:Choice, # model, persona, policy and numbers
+    )->ChatSession:
         "A session of its own; raises `LyraError` for a choice that does not fit together."
         model, tokenizer = picked('model', choice.model, self.models)
         persona, usual = self.persona(choice), preset(choice.policy, decoder_of(model).config)
@@ -95,20 +105,25 @@ class Offer:
                            weights=self.weights_of(choice.model), gain=choice.gain if usual.persona else None,
                            window_size=choice.window if usual.window else None)
 
-# %% ../nbs/92_livechat.ipynb #4b8735f6
-def first_choice(offer:Offer)->Choice:
+# %% ../nbs/92_livechat.ipynb #3901eedd
+def first_choice(
+    offer:Offer, # what there is to choose from
+)->Choice:
     "The first model and persona, under the policy that the project recommends."
     persona = next(iter(offer.personas))
     return Choice(next(iter(offer.models)), persona, 'full' if persona == NOBODY else 'near')
 
-def choices(offer:Offer, choice:Choice)->dict[str, Any]: # model and persona: names; policy: name -> gain and window
+def choices(
+    offer:Offer, # what there is to choose from
+    choice:Choice, # model, persona, policy and numbers
+)->dict[str, Any]: # model and persona: names; policy: name -> gain and window
     "What there is to choose from, as JSON can hold it."
     config = decoder_of(offer.models[choice.model][0]).config
     own = {name: preset(name, config) for name in PRESETS}
     policies = {name: dict(gain=p.gain if p.persona else None, window=p.window or None) for name, p in own.items()}
     return dict(model=[*offer.models], persona=[*offer.personas], policy=policies)
 
-# %% ../nbs/92_livechat.ipynb #757939e9
+# %% ../nbs/92_livechat.ipynb #75261726
 @dataclass(frozen=True)
 class Mark:
     "A recorded session as it stood before a turn."
@@ -119,14 +134,16 @@ class Mark:
     logits:Tensor|None # behind the last recorded token
     size:int # bytes of the recording
 
-def mark(recorder:Recorder)->Mark:
+def mark(
+    recorder:Recorder, # of the session
+)->Mark:
     "Note where a recorded session stands."
     session = recorder.session
     return Mark(session.cache.snapshot(), session.edge, len(session.turns), recorder.turns, recorder.last_logits,
                 recorder.file.tell())
 
 def go_back(
-    recorder:Recorder,
+    recorder:Recorder, # of the session
     to:Mark, # used up by this
 )->None:
     "Undo what was said since a mark, in the session and in the recording."
@@ -137,15 +154,22 @@ def go_back(
     recorder.file.truncate()
     recorder.turns, recorder.last_logits = to.recorded, to.logits
 
-# %% ../nbs/92_livechat.ipynb #c2f45bd1
+# %% ../nbs/92_livechat.ipynb #16bf4601
 AGAIN = dict(temperature=1., top_p=.95, repetition_penalty=1.2)
 
 class Stopped(Exception):
     "Somebody has asked for an end before there was anything to keep."
 
-def never()->bool: return False
+def never()->bool:
+    "Says no."
+    return False
 
-def new_recorder(session:ChatSession, folder:Path, policy:str, probes:Sequence=())->Recorder:
+def new_recorder(
+    session:ChatSession, # to be recorded
+    folder:Path, # for the recording
+    policy:str, # its name, part of the file's
+    probes:Sequence=(), # asked off the record after each turn
+)->Recorder:
     "Record a session in a folder, under the first free name; raises `LyraError` where there can be none."
     try: folder.mkdir(parents=True, exist_ok=True)
     except OSError as e: raise LyraError(f'{folder} cannot be made ({e.strerror}): name another folder.') from e
@@ -179,12 +203,18 @@ class Talk:
         "Messages and replies so far."
         return [(row['user'], row['reply']) for row in self.recorder.session.turns] if self.recorder else []
 
-    def turn(self, text:str, **options:Any)->None:
+    def turn(self,
+        text:str, # the message
+        **options:Any, # as for `say_recorded`
+    )->None:
         "Say something; options as for `say_recorded`. Where it fails, or nothing is said, there was no such turn."
         if self.recorder is None: begin(self, self.choice)
         say_recorded(self, text, **options)
 
-    def again(self, text:str='', **options:Any)->None:
+    def again(self,
+        text:str='', # the message
+        **options:Any, # as for `say_recorded`
+    )->None:
         "Hold the last turn again, with another message or, where none is given, with another reply."
         hold_again(self, text, **options)
 
@@ -195,16 +225,19 @@ class Talk:
         if not self.recorder.turns: Path(self.recorder.file.name).unlink(missing_ok=True)
         self.recorder = self.before = None
 
-# %% ../nbs/92_livechat.ipynb #62a0d689
-def as_heard(session:ChatSession, reply:str)->str:
+# %% ../nbs/92_livechat.ipynb #f5e2a9dc
+def as_heard(
+    session:ChatSession, # that shall hear it
+    reply:str, # as the model wrote it
+)->str:
     "A reply that can be told: one with a control token, which a model may write and nobody may say, loses it."
     try: check_texts(session, reply=reply)
     except LyraError: return hearable(reply, session.tokenizer) or SILENCE
     return reply
 
 def begin(
-    talk:Talk,
-    choice:Choice,
+    talk:Talk, # the conversation
+    choice:Choice, # model, persona, policy and numbers
     said:Sequence[tuple[str, str]]=(), # messages and replies so far
     *,
     stop:Callable[[], bool]=never, # asked before each turn
@@ -229,8 +262,8 @@ def begin(
     if said: talk.traces[talk.name] = Trace(recorder.file.name)
 
 def say_recorded(
-    talk:Talk,
-    text:str,
+    talk:Talk, # the conversation
+    text:str, # the message
     *,
     on_text:Callable[[str], object]|None=None, # called with each piece of the reply
     stop:Callable[[], bool]=never, # asked before each token
@@ -249,16 +282,19 @@ def say_recorded(
         raise
     keep_turn(talk, before)
 
-def keep_turn(talk:Talk, before:Mark)->None:
+def keep_turn(
+    talk:Talk, # the conversation
+    before:Mark, # where the session stood before the turn
+)->None:
     "Take a finished turn into the trace."
     assert talk.recorder is not None
     talk.before, trace = before, talk.traces.get(talk.name)
     if trace is not None and len(trace) == before.recorded: trace.refresh()
     else: talk.traces[talk.name] = Trace(talk.recorder.file.name)
 
-# %% ../nbs/92_livechat.ipynb #9d1c078d
+# %% ../nbs/92_livechat.ipynb #6e58106d
 def hold_again(
-    talk:Talk,
+    talk:Talk, # the conversation
     text:str, # '': the same message
     **options:Any, # as for `say_recorded`
 )->None:
@@ -280,7 +316,10 @@ def hold_again(
         put_back()
         raise
 
-def set_aside(recorder:Recorder, before:Mark)->Callable[[], None]: # puts it back
+def set_aside(
+    recorder:Recorder, # of the session
+    before:Mark, # where the session stood before the turn
+)->Callable[[], None]: # puts it back
     "Keep the last turn while the session goes back to a mark."
     session = recorder.session
     now, row = replace(mark(recorder), cache=copy.deepcopy(session.cache)), session.turns[-1]
@@ -294,10 +333,10 @@ def set_aside(recorder:Recorder, before:Mark)->Callable[[], None]: # puts it bac
         session.turns.append(row)
     return put_back
 
-# %% ../nbs/92_livechat.ipynb #b08102ae
+# %% ../nbs/92_livechat.ipynb #561de608
 def remarks(
     text:str, # the message
-    reply:str,
+    reply:str, # that was given
     persona:str, # its text
     earlier:Sequence[str], # replies
 )->str: # '' where nothing is wrong
@@ -309,7 +348,7 @@ def remarks(
     said = [what for what, is_so in found.items() if is_so]
     return f"This reply {', and '.join(said)}." if said else ''
 
-# %% ../nbs/92_livechat.ipynb #0de91608
+# %% ../nbs/92_livechat.ipynb #ba119072
 class Desk:
     "Jobs in the order in which they were given, each in the context in which it was given."
     def __init__(self):
@@ -320,7 +359,7 @@ class Desk:
         self.idle.set()
 
     def add(self,
-        key:str,
+        key:str, # of the job, as the browser named it
         job:Callable[[], object], # must not raise
     )->int: # jobs before it
         "Give a job."
@@ -341,13 +380,15 @@ class Desk:
                 context, self.running, job = self.jobs.popleft()
             context.run(job)
 
-    def stop(self, key:str)->bool: # whether it is under way
+    def stop(self,
+        key:str, # of the job, as the browser named it
+    )->bool: # whether it is under way
         "Ask the job with that key to end early; one that is over, or has not begun, is not meant."
         with self.lock:
             if key == self.running: self.stopping.set()
             return key == self.running
 
-# %% ../nbs/92_livechat.ipynb #de583453
+# %% ../nbs/92_livechat.ipynb #9c47d7fa
 class Wish(Schema):
     "A message from the browser that is a job."
     kind:Literal['submit', 'edit', 'again', 'change']
@@ -368,11 +409,13 @@ class Pending:
     text:str
     said:str='' # so far
 
-def in_words(error:Exception)->str:
+def in_words(
+    error:Exception, # that ended a job
+)->str:
     "An error as a line for the reader; one that is not ours with its kind."
     return str(error) if isinstance(error, (LyraError, Stopped)) else f'{type(error).__name__}: {error}'
 
-# %% ../nbs/92_livechat.ipynb #a7b864b3
+# %% ../nbs/92_livechat.ipynb #41035878
 class Chat(anywidget.AnyWidget):
     "The chat box."
     _esm, _css = (Path(str(files('lyra')/'static'/f'livechat.{kind}')) for kind in ('js', 'css'))
@@ -391,11 +434,17 @@ class Chat(anywidget.AnyWidget):
         super().__init__(chosen=asdict(talk.choice), choices=choices(talk.offer, talk.choice), **traits)
         self.on_msg(lambda widget, message, buffers: self.receive(message))
 
-    def tell(self, kind:str, key:str='', **more:Any)->None:
+    def tell(self,
+        kind:str, # of the message
+        key:str='', # of the job, as the browser named it
+        **more:Any, # what else is told
+    )->None:
         "Send a message to the browser."
         with self.desk.lock: self.send(dict(kind=kind, key=key, **more))
 
-    def receive(self, message:Mapping)->None:
+    def receive(self,
+        message:Mapping, # as the browser sent it
+    )->None:
         "A message has come from the browser."
         kind, key = message.get('kind'), str(message.get('key', ''))
         if kind == 'ping': self.tell('pong')
@@ -406,19 +455,26 @@ class Chat(anywidget.AnyWidget):
             try: take(self, checked(Wish, message, 'The message'))
             except Exception as e: self.tell('failed', key, text=in_words(e))
 
-    def wait(self, seconds:float=600)->None:
+    def wait(self,
+        seconds:float=600, # at most
+    )->None:
         "Wait until nothing is under way; raises `LyraError` where that takes longer."
         if self.desk.idle.wait(seconds): return
         raise LyraError(f'The chat is at work for more than {seconds:g} s: stop it.')
 
-# %% ../nbs/92_livechat.ipynb #fd60fb33
-def in_progress(chat:Chat)->list[dict[str, Any]]:
+# %% ../nbs/92_livechat.ipynb #dc89ab05
+def in_progress(
+    chat:Chat, # the chat
+)->list[dict[str, Any]]:
     "The turns that are queued or under way."
     with chat.desk.lock:
         return [dict(key=key, text=p.text, said=p.said, running=key == chat.desk.running)
                 for key, p in chat.pending.items()]
 
-def take(chat:Chat, wish:Wish)->None:
+def take(
+    chat:Chat, # the chat
+    wish:Wish, # what somebody asked for
+)->None:
     "Acknowledge a wish, and put it on the desk if it is new."
     with chat.desk.lock:
         if wish.key in chat.taken: return chat.tell('taken', wish.key, waiting=0)
@@ -427,7 +483,10 @@ def take(chat:Chat, wish:Wish)->None:
         if wish.kind != 'change': chat.pending[wish.key] = Pending(wish.text)
         chat.tell('taken', wish.key, waiting=chat.desk.add(wish.key, partial(fulfil, chat, wish)))
 
-def fulfil(chat:Chat, wish:Wish)->None:
+def fulfil(
+    chat:Chat, # the chat
+    wish:Wish, # what somebody asked for
+)->None:
     "Do what was wished; whatever goes wrong is told, and the conversation is as before."
     lines = chat.lines
     try:
@@ -441,8 +500,11 @@ def fulfil(chat:Chat, wish:Wish)->None:
     try: chat.after()
     except Exception as e: chat.status = in_words(e)
 
-# %% ../nbs/92_livechat.ipynb #adbad11f
-def hold_turn(chat:Chat, wish:Wish)->None:
+# %% ../nbs/92_livechat.ipynb #b166c3a0
+def hold_turn(
+    chat:Chat, # the chat
+    wish:Wish, # what somebody asked for
+)->None:
     "Hold a turn, new or again."
     talk, lines, pending = chat.talk, chat.lines, chat.pending[wish.key]
     def on_text(piece:str)->None:
@@ -463,13 +525,18 @@ def hold_turn(chat:Chat, wish:Wish)->None:
         chat.status = price(talk)
         chat.lines = [*lines, dict(key=wish.key, text=text, reply=reply, note=' '.join(filter(None, notes)))]
 
-def price(talk:Talk)->str:
+def price(
+    talk:Talk, # the conversation
+)->str:
     "What the last turn has cost."
     if not talk.name in talk.traces: return ''
     s = talk.traces[talk.name].summaries[-1]
     return f'Turn {s.turn}: {s.length} tokens in {s.seconds:.1f} s, cache {s.nbytes/2**20:.0f} MiB.'
 
-def change(chat:Chat, wish:Wish)->None:
+def change(
+    chat:Chat, # the chat
+    wish:Wish, # what somebody asked for
+)->None:
     "Change the settings; a persona in words is added to those that there are."
     talk, choice, personas, name = chat.talk, wish.choice or chat.talk.choice, chat.talk.offer.personas, ''
     if wish.text.strip():
@@ -485,12 +552,15 @@ def change(chat:Chat, wish:Wish)->None:
     chat.status = f'From the next turn on: {choice.policy}, persona {choice.persona}, {choice.model}.'
     chat.tell('done', wish.key)
 
-def new_name(text:str, names:Mapping[str, Any])->str:
+def new_name(
+    text:str, # a persona in words
+    names:Mapping[str, Any], # those that are taken
+)->str:
     "A short name for a persona in words."
     short = textwrap.shorten(text, 30, placeholder=' ...')
     return next(name for i in count(1) if (name := short if i == 1 else f'{short} {i}') not in names)
 
-# %% ../nbs/92_livechat.ipynb #4202a72a
+# %% ../nbs/92_livechat.ipynb #5698f03d
 class TalkViews(W.Tab):
     "The views of a talk's present recording."
     def __init__(self):
@@ -498,7 +568,9 @@ class TalkViews(W.Tab):
         self.state = ViewState()
         super().__init__()
 
-    def follow(self, talk:Talk)->None:
+    def follow(self,
+        talk:Talk, # the conversation
+    )->None:
         "Take the last turn in."
         trace = talk.traces.get(talk.name)
         if trace is None: return
@@ -521,8 +593,10 @@ class TalkViews(W.Tab):
         "The first view's picture, if there is one."
         return self.children[0].picture if self.children else None
 
-# %% ../nbs/92_livechat.ipynb #a7729ce3
-def transcript(lines:Sequence[Mapping])->str:
+# %% ../nbs/92_livechat.ipynb #1b87f94a
+def transcript(
+    lines:Sequence[Mapping], # finished turns
+)->str:
     "Turns as plain text."
     parts = [f"you: {x['text']}\nreply: {x['reply']}" + (f"\n({x['note']})" if x['note'] else '') for x in lines]
     return '\n\n'.join(parts)
@@ -558,7 +632,9 @@ class Live(W.VBox):
         save_live(self.path, self.chat)
         if not self.chat.desk.jobs: self.views.follow(self.chat.talk)
 
-    def say(self, text:str)->str: # the reply
+    def say(self,
+        text:str, # the message
+    )->str: # the reply
         "What the browser does when somebody types, and a wait; raises `LyraError` where there is no reply."
         chat, key = self.chat, token_hex(12)
         take(chat, Wish(kind='submit', key=key, text=text))
@@ -567,7 +643,9 @@ class Live(W.VBox):
         if not found: raise LyraError(chat.status)
         return found[0]
 
-    def send(self, text:str)->None:
+    def send(self,
+        text:str, # the message
+    )->None:
         "As `say`; what goes wrong is not raised, it stands in `status`, and the message in `text`."
         self.text.value = text
         with suppress(LyraError):
@@ -586,7 +664,7 @@ class Live(W.VBox):
         picture = self.views.picture
         show_with_picture(self, None if picture is None else Kept(self.chat.lines, picture)) # type: ignore[arg-type]
 
-# %% ../nbs/92_livechat.ipynb #d1617260
+# %% ../nbs/92_livechat.ipynb #e683ee8a
 class LiveFile(Schema):
     "The file of a live chat."
     lyra_live:Literal[1]
@@ -594,7 +672,10 @@ class LiveFile(Schema):
     words:dict[str, str] # name -> a persona in words that was typed in
     lines:tuple[Line, ...]
 
-def save_live(path:Path, chat:Chat)->None:
+def save_live(
+    path:Path, # of the file
+    chat:Chat, # the chat
+)->None:
     "Write the file of a live chat as a whole; raises `LyraError` where it cannot be written."
     talk = chat.talk
     typed = {name: source for name, source in talk.offer.personas.items() if isinstance(source, str)}
@@ -606,8 +687,8 @@ def save_live(path:Path, chat:Chat)->None:
         raise LyraError(f'{path} cannot be written ({e.strerror}): the conversation goes on, make room for it.') from e
 
 def live_path(
-    folder:Path,
-    offer:Offer,
+    folder:Path, # where it is kept
+    offer:Offer, # what there is to choose from
     anew:bool, # whether another conversation is to begin
 )->Path: # of the file, not necessarily existing
     "Where the conversation with these models and personas is kept."
@@ -617,7 +698,10 @@ def live_path(
     while (folder/f'{stem}-{n + 1}.json').exists(): n += 1
     return folder/f"{stem}-{n + (anew and (folder/f'{stem}-{n}.json').exists())}.json"
 
-def take_up(talk:Talk, path:Path)->list[dict]: # lines
+def take_up(
+    talk:Talk, # the conversation
+    path:Path, # of the file
+)->list[dict]: # lines
     "Tell a new talk what its file holds; raises `LyraError` where that is damaged or does not fit."
     found = checked(LiveFile, read_json(path), f'{path} is damaged', 'begin another conversation with anew=True')
     talk.offer.personas.update({name: text for name, text in found.words.items() if name not in talk.offer.personas})
@@ -639,10 +723,12 @@ def lock_live(
         raise LyraError(f'{path.parent} cannot be written to ({e}): name another folder.') from e
     return lock
 
-# %% ../nbs/92_livechat.ipynb #fa9aee7f
+# %% ../nbs/92_livechat.ipynb #0d443d81
 _open:dict[Path, Live] = {} # the chats of this kernel, by their files
 
-def named_personas(persona:Any)->dict[str, Any]:
+def named_personas(
+    persona:Any, # as for `live`
+)->dict[str, Any]:
     "Personas by name, from one, or from several by name; a card's file is read."
     if persona is None: return {}
     if isinstance(persona, Mapping):
@@ -652,7 +738,7 @@ def named_personas(persona:Any)->dict[str, Any]:
 
 def live(
     model:Any, # a `Lyra` or an attached model
-    tokenizer:Any,
+    tokenizer:Any, # of that model
     persona:Any=None, # a `Persona`, a `Card`, its file's `Path`, or an instruction; or several by name
     *,
     models:Mapping[str, tuple[Any, Any]]={}, # others to choose from: name -> model and tokenizer

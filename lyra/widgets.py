@@ -114,7 +114,7 @@ def turn_axis(
     labels = [f'turn {a}' if b - a == 1 else f'turns {a} to {b - 1}, mean' for a, b in zip(firsts, ends)]
     return Axis('turn', [*map(str, firsts)], [*firsts], 'turn', ends, labels)
 
-# %% ../nbs/90_widgets.ipynb #8d12278b
+# %% ../nbs/90_widgets.ipynb #92825ba0
 class Picture:
     "What is drawn of a trace, with parameters that a reader can change."
     title = 'Picture'
@@ -153,7 +153,9 @@ class Picture:
     def refresh(self)->None:
         "Take in turns that were added."
 
-    def show(self, **parameters)->'Picture': # itself
+    def show(self,
+        **parameters, # of the picture, by name
+    )->'Picture': # itself
         "Set parameters named in `controls`."
         for name, value in parameters.items():
             if value in (choices := self.controls.get(name, ())): continue
@@ -166,13 +168,16 @@ class Picture:
     def _ipython_display_(self)->None:
         show_png(png(self.draw(), self.summary()), self.summary())
 
-# %% ../nbs/90_widgets.ipynb #836d8bdb
-def headed(figure:Figure, text:str)->None:
+# %% ../nbs/90_widgets.ipynb #7c29ed56
+def headed(
+    figure:Figure, # to be headed
+    text:str, # what stands above it
+)->None:
     "Give a figure a heading."
     lines = textwrap.wrap(text, 125, max_lines=2, placeholder=' …')
     figure.suptitle('\n'.join(lines), fontsize=10, x=.01, ha='left', parse_math=False)
 
-# %% ../nbs/90_widgets.ipynb #c1f6dea6
+# %% ../nbs/90_widgets.ipynb #1f9d6fdc
 HELD = (*SEGMENTS, 'not held')
 Span = tuple[str, int, int]             # segment or 'not held', index of the first token, index after the last
 
@@ -188,16 +193,18 @@ def _spans(trace:Trace, turn:int, layer:int)->tuple[Span, ...]:
     return tuple((HELD[int(kind[a - low])], a, b) for a, b in zip(cuts, cuts[1:]))
 
 def spans(
-    trace:Trace,
+    trace:Trace, # that is shown
     turn:int, # from 1
-    layer:int,
+    layer:int, # index of a layer
 )->tuple[Span, ...]:
     "What a layer held at a turn's end, from left to right."
     policies = trace.header['policies']
     return _spans(trace, turn, policies.index(policies[layer]))          # layers of one policy hold the same tokens
 
-# %% ../nbs/90_widgets.ipynb #71ed9a00
-def layer_names(trace:Trace)->list[str]:
+# %% ../nbs/90_widgets.ipynb #0ed9f93e
+def layer_names(
+    trace:Trace, # that is shown
+)->list[str]:
     "Each layer's index, with its kind where it is global."
     return [f'{i} global' if i in trace.global_layers else str(i) for i in range(len(trace.header['layer_types']))]
 
@@ -206,7 +213,7 @@ def _several(numbers:Sequence[int])->str:
     return f'{min(numbers):,}' if min(numbers) == max(numbers) else f'{min(numbers):,} to {max(numbers):,}'
 
 def holdings(
-    trace:Trace,
+    trace:Trace, # that is shown
     turn:int, # from 1
 )->str:
     "How much of the conversation and of the persona each kind of layer held at a turn's end."
@@ -220,23 +227,25 @@ def holdings(
         words.append(f"{'global' if kind == 'full_attention' else 'sliding'} layers hold {said}")
     return f"of {s.start + s.length:,} tokens, {'; '.join(words)}"
 
-# %% ../nbs/90_widgets.ipynb #02eac6d6
+# %% ../nbs/90_widgets.ipynb #6268a59a
 NOTHING = len(HELD)                         # a column beyond the conversation's end
 PALETTE = np.array([*(np.multiply(255, to_rgb(SEGMENT_COLOURS[name])) for name in HELD), (255, 255, 255)], np.uint8)
 
 def column_tokens(
-    low:int, high:int, # the tokens on view: low, ..., high - 1
-    columns:int,
+    low:int, # the first token on view
+    high:int, # the one behind the last
+    columns:int, # how many columns there are
 )->tuple[np.ndarray, np.ndarray]: # first token of each column, and the one behind its last
     "Which tokens a column stands for."
     edges = low + np.arange(columns + 1)*(high - low)//columns
     return edges[:-1], np.maximum(edges[1:], edges[:-1] + 1)
 
 def cache_pixels(
-    trace:Trace,
+    trace:Trace, # that is shown
     turn:int, # from 1
-    low:int, high:int, # the tokens on view: low, ..., high - 1
-    columns:int=1000,
+    low:int, # the first token on view
+    high:int, # the one behind the last
+    columns:int=1000, # how many columns there are
 )->np.ndarray: # [L, columns] index into `HELD`, or `NOTHING`
     "What every layer holds at a turn's end, in columns."
     out = np.full((len(trace.header['layer_types']), columns), NOTHING, np.uint8)
@@ -255,17 +264,17 @@ def bands(
     out[::rows] = 255
     return out
 
-# %% ../nbs/90_widgets.ipynb #80741723
+# %% ../nbs/90_widgets.ipynb #9f51ddca
 @lru_cache(8192)
 def _texts(trace:Trace, turn:int)->tuple[str, ...]:
     "A turn's tokens, printable."
     return tuple(map(printable, trace.detail(turn).texts))
 
 def token_texts(
-    trace:Trace,
+    trace:Trace, # that is shown
     tokens:Sequence[int], # indices; a persona's are below 0
     turn:int, # on view
-    layer:int,
+    layer:int, # index of a layer
 )->list[str]:
     "The printable texts of tokens."
     starts = [s.start for s in trace.summaries]
@@ -276,7 +285,7 @@ def token_texts(
         return _texts(trace, in_turn)[token - starts[in_turn - 1]]
     return [text(token) for token in tokens]
 
-# %% ../nbs/90_widgets.ipynb #291fcf8e
+# %% ../nbs/90_widgets.ipynb #4b2c055a
 def _map_axes(p:'CacheMap', figure:Figure)->Sequence[Axes]:
     "A panel for the persona's tokens, if there are any, and one for the conversation's, with the names of the layers."
     parts, names = p.parts(), layer_names(p.trace)
@@ -300,7 +309,9 @@ def _letters(p:'CacheMap', ax:Axes, low:int, high:int)->None:
         if (share := (b - a)/(high - low)) > .014:
             ax.text((a + b)/2, layer, name if share > .1 else LETTERS[name], fontsize=8, ha='center', va='center')
 
-def draw_cache_map(p:'CacheMap')->Figure:
+def draw_cache_map(
+    p:'CacheMap', # the picture
+)->Figure:
     "A cache map as a figure."
     L = len(p.trace.header['layer_types'])
     fig = figure(9.5, 1.7 + .2*L)
@@ -315,7 +326,7 @@ def draw_cache_map(p:'CacheMap')->Figure:
     headed(fig, p.heading())
     return fig
 
-# %% ../nbs/90_widgets.ipynb #b7ea4a2b
+# %% ../nbs/90_widgets.ipynb #a3851a14
 class CacheMap(Picture):
     "Where every token of the conversation is, per layer: persona, sinks, window, this turn, gone."
     title = 'Cache map'
@@ -342,7 +353,9 @@ class CacheMap(Picture):
         "Tokens at the turn's end."
         return self.trace.summary(self.turn).start + self.trace.summary(self.turn).length
 
-    def parts(self, most:int=216)->list[tuple[str, int, int, int]]: # name, tokens low to high - 1, columns
+    def parts(self,
+        most:int=216, # elements that a part may have
+    )->list[tuple[str, int, int, int]]: # name, tokens low to high - 1, columns
         "The tokens on view: the persona's, if there are any, and a span of the conversation."
         which, P = self.controls['span'].index(self.span), persona_tokens(self.trace)
         n = (self.length, self.newest, self.around)[which]
@@ -379,21 +392,29 @@ class CacheMap(Picture):
                 for span in spans(self.trace, self.turn, i)]
         return ['turn', 'layer', 'layer_type', 'segment', 'first', 'end'], rows
 
-# %% ../nbs/90_widgets.ipynb #35a92ddd
-def telling_layers(trace:Trace)->list[int]:
+# %% ../nbs/90_widgets.ipynb #17ac81f7
+def telling_layers(
+    trace:Trace, # that is shown
+)->list[int]:
     "The global layers, where a persona is kept longest; all, where none is global."
     return trace.global_layers or [*range(len(trace.header['layer_types']))]
 
-def persona_tokens(trace:Trace)->int:
+def persona_tokens(
+    trace:Trace, # that is shown
+)->int:
     "The most tokens of a persona that any layer held, in the first turn or in the last."
     layers = range(len(trace.header['layer_types']))
     return max(0, -min(spans(trace, turn, i)[0][1] for turn in (1, len(trace)) for i in layers))
 
-def layer_axis(trace:Trace)->Axis:
+def layer_axis(
+    trace:Trace, # that is shown
+)->Axis:
     "The layers as rows."
     return Axis('layer', layer_names(trace), range(len(trace.header['layer_types'])), 'layer')
 
-def map_panel(p:CacheMap)->Panel:
+def map_panel(
+    p:CacheMap, # the picture
+)->Panel:
     "A cache map's states, [1, L, columns]."
     parts = p.parts()
     pixels = [cache_pixels(p.trace, p.turn, low, high, n) for _, low, high, n in parts]
@@ -406,17 +427,17 @@ def map_panel(p:CacheMap)->Panel:
     return Panel('states', 'What every layer holds', np.concatenate(pixels, 1)[None], layer_axis(p.trace), columns,
                  texts=texts)
 
-# %% ../nbs/90_widgets.ipynb #cf64cffb
+# %% ../nbs/90_widgets.ipynb #3d69ea2d
 Key = tuple[str, int, float]            # text, index, share
 
 def attended(
-    trace:Trace,
+    trace:Trace, # that is shown
     turn:int, # at which the keys were attended to
-    layer:int,
+    layer:int, # index of a layer
     position:Tensor, # [H, k] the keys' indices
     mass:Tensor, # [H, k] their shares
-    head:int|str='mean',
-    most:int=8,
+    head:int|str='mean', # index of a head, or None for all
+    most:int=8, # how many keys at most
 )->list[Key]:
     "The keys that a head, or the mean over heads, attended to most."
     heads = list(range(len(position))) if isinstance(head, str) else [head]
@@ -426,15 +447,23 @@ def attended(
     best = sorted(total.items(), key=lambda item: -item[1])[:most]
     return [(token_texts(trace, [p], turn, layer)[0], p, m) for p, m in best if m > 0]
 
-def place(layer:int, head:int|str)->str:
+def place(
+    layer:int, # index of a layer
+    head:int|str, # index of a head, or None for all
+)->str:
     "A layer and a head, or the mean over heads, in words."
     return f"layer {layer}, {'mean over heads' if isinstance(head, str) else f'head {head}'}"
 
-def keys_in_words(keys:Sequence[Key])->str:
+def keys_in_words(
+    keys:Sequence[Key], # the keys, strongest first
+)->str:
     "The first five keys and their shares."
     return ', '.join(f'‘{text}’ {m:.0%}' for text, _, m in keys[:5])
 
-def key_notes(keys:Sequence[Key], who:str)->tuple[str, list[str], list[list[str]]]:
+def key_notes(
+    keys:Sequence[Key], # the keys, strongest first
+    who:str, # whose they are
+)->tuple[str, list[str], list[list[str]]]:
     "The keys as a table."
     rows = [[text, f'{p}' if p >= 0 else f'persona {p}', f'{m:.1%}'] for text, p, m in keys]
     return f'Attended to most: {who}', ['text', 'token', 'share'], rows
@@ -455,7 +484,7 @@ def _heat(ax:Axes, p:'AttentionFlow', columns:int=800)->None:
     ax.add_patch(Rectangle((.5, first), N, n, fill=False, ec=SEGMENT_COLOURS['persona'], lw=1.5, clip_on=False))
     ax.figure.colorbar(image, ax=ax, label=f'share on {p.segment}', pad=.01, fraction=.11, aspect=18)
 
-# %% ../nbs/90_widgets.ipynb #cbf4db7f
+# %% ../nbs/90_widgets.ipynb #7efe15de
 def _areas(ax:Axes, p:'AttentionFlow')->None:
     "The four shares of the chosen layer and head, stacked."
     shares = p.shares()
@@ -470,7 +499,9 @@ def _areas(ax:Axes, p:'AttentionFlow')->None:
     ax.set(ylim=(0, 1), xlabel='turn', ylabel='share of attention')
     ax.set_title(place(p.layer, p.head), fontsize=9)
     bare(ax)
-def draw_flow(p:'AttentionFlow')->Figure:
+def draw_flow(
+    p:'AttentionFlow', # the picture
+)->Figure:
     "An attention flow as a figure, with the turn as a dashed line."
     tall = max(1.5, .16*p.flow.shape[1] + .5)
     fig = figure(9.5, 3.3 + tall)
@@ -550,8 +581,11 @@ class AttentionFlow(Picture):
         rows = [[n + 1, i, h, *map(float, self.flow[n, i, h])] for n in range(N) for i in range(L) for h in range(H)]
         return ['turn', 'layer', 'head', *SEGMENTS], rows
 
-# %% ../nbs/90_widgets.ipynb #cff0e4be
-def flow_panels(p:AttentionFlow, most:int=240)->list[Panel]:
+# %% ../nbs/90_widgets.ipynb #4e15c99b
+def flow_panels(
+    p:AttentionFlow, # the picture
+    most:int=240, # elements that they may have
+)->list[Panel]:
     "An attention flow's panels: layers x heads, and segments x turns."
     N, _, H, _ = p.flow.shape
     heads = Axis('head', ['mean', *map(str, range(H))], ['mean', *range(H)], 'head',
@@ -578,8 +612,10 @@ def text_lines(
         column, line = (0, line + 1) if text.endswith('\n') else (column + len(shown), line)
     return places
 
-# %% ../nbs/90_widgets.ipynb #d40361f5
-def describe_token(p:'TokenView')->str:
+# %% ../nbs/90_widgets.ipynb #0fa19a9e
+def describe_token(
+    p:'TokenView', # the picture
+)->str:
     "The chosen token with all that is known of it, in words."
     d, shares = p.trace.detail(p.turn), ', '.join(f'{name} {x:.0%}' for name, x in zip(SEGMENTS, p.shares()[p.at]))
     return (f'Turn {p.turn}, token {p.at} ‘{printable(d.texts[p.at])}’, surprisal {float(d.surprisal[p.at]):.1f} nats, '
@@ -608,7 +644,9 @@ def _share_bar(p:'TokenView', bar:Axes)->None:
     text = printable(p.trace.detail(p.turn).texts[p.at])
     bar.set_title(f'token {p.at}, ‘{text}’, attended to', fontsize=9, parse_math=False)
 
-def draw_tokens(p:'TokenView')->Figure:
+def draw_tokens(
+    p:'TokenView', # the picture
+)->Figure:
     "The shaded text as a figure, and the chosen token's shares as a bar."
     places = text_lines(p.trace.detail(p.turn).texts[:p.most], p.width)
     lines = max(line for _, line, _ in places) + 1
@@ -700,8 +738,10 @@ class TokenView(Picture):
                 for t, (text, x, shares) in enumerate(zip(d.texts, d.surprisal.tolist(), self.shares().tolist()))]
         return ['turn', 'token', 'position', 'text', 'surprisal', *SEGMENTS], rows
 
-# %% ../nbs/90_widgets.ipynb #afed6401
-def text_panel(p:TokenView)->Panel:
+# %% ../nbs/90_widgets.ipynb #1a1a3377
+def text_panel(
+    p:TokenView, # the picture
+)->Panel:
     "A turn's text, [5, 1, T]: four shares and the surprisal."
     s = p.trace.summary(p.turn)
     first = max(0, min(p.at - p.shown//2, s.length - p.shown))
@@ -712,20 +752,24 @@ def text_panel(p:TokenView)->Panel:
                  Axis('token', [*map(str, tokens)], tokens, 'token', labels=labels), p.planes,
                  _texts(p.trace, p.turn)[first:tokens.stop], by='shade')
 
-# %% ../nbs/90_widgets.ipynb #98557614
+# %% ../nbs/90_widgets.ipynb #168b940c
 SCORE = 'log-probability of the answer, nats'
 UNITS = {SCORE: ('score', 'nats'), 'attention to the persona, global layers': ('share', '%'),
          'cache, MiB': ('cache', 'MiB'), 'seconds a turn': ('time', 's')}
 
-def turn_series(trace:Trace)->dict[str, list[tuple[int, float]]]: # what -> turn, value
+def turn_series(
+    trace:Trace, # that is shown
+)->dict[str, list[tuple[int, float]]]: # what -> turn, value
     "What every turn of a trace has: attention to the persona, memory, time."
     persona = trace.flow()[:, telling_layers(trace), :, 0].mean((1, 2)).tolist()
     return {'attention to the persona, global layers': [(s.turn, x) for s, x in zip(trace.summaries, persona)],
             'cache, MiB': [(s.turn, s.nbytes/2**20) for s in trace.summaries],
             'seconds a turn': [(s.turn, s.seconds) for s in trace.summaries]}
 
-# %% ../nbs/90_widgets.ipynb #be4f1ae1
-def draw_drift(p:'DriftView')->Figure:
+# %% ../nbs/90_widgets.ipynb #c42a11bc
+def draw_drift(
+    p:'DriftView', # the picture
+)->Figure:
     "Four panels of lines, with the turn as a dashed line."
     fig, styles, last = figure(9.5, 5.6), looks(list(p.traces)), p.controls['turn'][-1]
     axes = fig.subplots(2, 2, sharex=True).ravel()
@@ -805,10 +849,13 @@ class DriftView(Picture):
                 for name, points in lines.items() for point in points]
         return ['trace', 'what', 'turn', 'value'], rows
 
-# %% ../nbs/90_widgets.ipynb #97162ed0
+# %% ../nbs/90_widgets.ipynb #08d51d33
 DASHES:dict[str, Sequence[float]] = {'-': (), '--': (6, 4), ':': (2, 3), '-.': (7, 3, 2, 3)}
 
-def drift_panels(p:DriftView, most:int=240)->list[Panel]:
+def drift_panels(
+    p:DriftView, # the picture
+    most:int=240, # elements that they may have
+)->list[Panel]:
     "The measures of several traces, [1, traces, turns] each."
     N, styles = p.controls['turn'][-1], looks(list(p.traces))
     out = []
@@ -937,8 +984,11 @@ def scene_at(
 # %% ../nbs/90_widgets.ipynb #2fe781ad
 SCRIPT, STYLE = (files('lyra').joinpath('static', name).read_text(encoding='utf-8') for name in ('view.js', 'view.css'))
 
-# %% ../nbs/90_widgets.ipynb #7b677b85
-def page_values(picture:Picture, most:int)->dict[str, Sequence]: # parameter -> the values that a page holds
+# %% ../nbs/90_widgets.ipynb #f76bf48f
+def page_values(
+    picture:Picture, # to be written
+    most:int, # scenes that a page may hold
+)->dict[str, Sequence]: # parameter -> the values that a page holds
     "What a page can hold: all of every varying parameter but the turn, and the turns around the chosen one."
     held = {name: picture.controls[name] for name in picture.varies}
     others = int(np.prod([len(x) for name, x in held.items() if name != 'turn']))
@@ -946,7 +996,10 @@ def page_values(picture:Picture, most:int)->dict[str, Sequence]: # parameter -> 
     first = max(0, min(held['turn'].index(picture.turn) - n//2, len(held['turn']) - n))
     return held | dict(turn=held['turn'][first:first + n])
 
-def page_controls(scene:dict[str, Any], held:Mapping[str, Sequence])->dict[str, Any]:
+def page_controls(
+    scene:dict[str, Any], # as the picture gives it
+    held:Mapping[str, Sequence], # the values that the page holds
+)->dict[str, Any]:
     "The controls that work without a kernel: what the page holds, and what the scene's own numbers have."
     known = {name: dict(min=x[0], max=x[-1]) if isinstance(x, range) else dict(choices=list(x))
              for name, x in held.items()}
@@ -958,7 +1011,10 @@ def page_controls(scene:dict[str, Any], held:Mapping[str, Sequence])->dict[str, 
             known[axis['of']] = control if 'choices' in control else dict(min=axis['keys'][0], max=axis['keys'][-1])
     return {name: known[name] for name in scene['controls'] if name in known}
 
-def page_scenes(picture:Picture, held:Mapping[str, Sequence])->list[dict[str, Any]]:
+def page_scenes(
+    picture:Picture, # to be written
+    held:Mapping[str, Sequence], # the values that the page holds
+)->list[dict[str, Any]]:
     "A scene for every combination of values."
     out = []
     for at in product(*held.values()):
@@ -967,7 +1023,7 @@ def page_scenes(picture:Picture, held:Mapping[str, Sequence])->list[dict[str, An
         out.append(dict(at=at, scene=scene | dict(data=base64.b64encode(scene['data']).decode())))
     return out
 
-# %% ../nbs/90_widgets.ipynb #8dcb3703
+# %% ../nbs/90_widgets.ipynb #fae7f404
 PAGE = '''<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>
 <meta name="viewport" content="width=device-width">
 <meta http-equiv="Content-Security-Policy"
@@ -984,7 +1040,7 @@ standalone(JSON.parse(document.getElementById('page').textContent), document.get
 '''
 
 def html_page(
-    picture:Picture,
+    picture:Picture, # to be written
     most:int=256, # scenes
 )->str:
     "A picture as one HTML file that works offline."
@@ -998,11 +1054,11 @@ def html_page(
     return PAGE.format(title=html.escape(picture.title), style=STYLE, note=note, script=SCRIPT,
                        summary=html.escape(picture.summary()), page=json.dumps(dict(scenes=packed)))
 
-# %% ../nbs/90_widgets.ipynb #96ef47d3
+# %% ../nbs/90_widgets.ipynb #1c90b9f1
 KINDS = ('png', 'svg', 'csv', 'html')
 
 def save_picture(
-    picture:Picture,
+    picture:Picture, # to be written
     path, # ends with .png, .svg, .html for a page to point at, or .csv for the numbers
 )->Path:
     "Save a picture or its numbers; raises `LyraError` where that fails."
@@ -1022,7 +1078,7 @@ def save_picture(
     except OSError as e: raise LyraError(f'{path} cannot be written ({e.strerror}): name another place.') from e
     return path
 
-# %% ../nbs/90_widgets.ipynb #124878ca
+# %% ../nbs/90_widgets.ipynb #75cef596
 class ViewState(tr.HasTraits):
     "What several views share."
     turn, layer = tr.Int(1), tr.Int(0)
@@ -1031,11 +1087,13 @@ def _said(error:Exception)->str:
     "An error as a line for the reader; one that is not ours with its kind."
     return str(error) if isinstance(error, LyraError) else f'{type(error).__name__}: {error}'
 
-def slug(picture:Picture)->str:
+def slug(
+    picture:Picture, # to be written
+)->str:
     "The kind of a picture as part of a name: 'cache-map'."
     return picture.title.lower().replace(' ', '-')
 
-# %% ../nbs/90_widgets.ipynb #cdf32b2f
+# %% ../nbs/90_widgets.ipynb #13bdc81e
 _turnstile = threading.RLock()
 
 class View(anywidget.AnyWidget):
@@ -1093,7 +1151,9 @@ class View(anywidget.AnyWidget):
         try: self.scene, self.note = scene_of(self.picture) | dict(edition=self.edition), ''
         except Exception as e: self.note = _said(e)
 
-    def save(self, kind:str)->None:
+    def save(self,
+        kind:str, # ending of the file: 'png', 'svg', 'csv' or 'html'
+    )->None:
         "Save under a name that says what it is, such as `cache-map-turn-9.png`."
         path = self.folder/f'{slug(self.picture)}-turn-{self.picture.turn}.{kind}'
         with _turnstile:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from configparser import ConfigParser
 from pathlib import Path
 
-import chromium, claims, sources
+import chromium, claims, reference, sources
 
 ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
@@ -176,6 +176,12 @@ def classes_are_small() -> str:
     return listed(faults, f'at most {sources.ATTRIBUTES}; split the class, or compute one attribute from another.')
 
 
+def parameters_are_told() -> str:
+    "Every public function and class has a docstring, and says what each parameter is."
+    gaps = [gap for module in reference.modules(ROOT/'lyra') for gap in reference.gaps(module)]
+    return listed(gaps, 'say it beside the parameter; `python tools/docs.py --gaps` lists all.')
+
+
 def types_agree() -> str:
     "mypy over lyra/, as pyproject.toml says."
     done = run(sys.executable, '-m', 'mypy')
@@ -225,7 +231,8 @@ def failed_notebooks(project: Path, *only: str) -> list[str]:
 # The quickest first.
 CHECKS: dict[str, Callable[[], str]] = dict(
     numbers=numbers_are_distinct, modules=modules_are_distinct, names=names_are_known, classes=classes_are_written_once,
-    columns=lines_fit, attributes=classes_are_small, imports=imports_go_down, outputs=outputs_are_whole,
+    columns=lines_fit, attributes=classes_are_small, told=parameters_are_told, imports=imports_go_down,
+    outputs=outputs_are_whole,
     readme=readme_is_current, claims=numbers_are_proven, clean=notebooks_are_clean, export=package_is_exported, types=types_agree,
     gpu=gpu_measurements_run, fuzz=wrong_inputs_are_refused, browser=browser_sees_the_widgets)
 STATIC = [name for name in CHECKS if name not in ('gpu', 'fuzz', 'browser')]

@@ -376,7 +376,7 @@ def _header(path:Path, text:str|None)->dict[str, Any]:
     checked(PersonaHeader, header, f'{path} is no persona', AGAIN.removesuffix('.'))
     return header
 
-# %% ../nbs/51_persona.ipynb #44d90841
+# %% ../nbs/51_persona.ipynb #2e0b2808
 def _numbers(signature:Mapping[str, Any], *ends:str)->set[int]:
     "The whole numbers of a signature under names that end in one of these, those in lists included."
     found = [x for name, x in signature.items() if name.endswith(ends)]
@@ -396,9 +396,9 @@ def is_sound(
     config, P, n = persona.made_with['signature'], len(persona.token_ids), len(persona.keys)
     heads = _numbers(config, 'key_value_heads', 'attention_heads', 'kv_heads', 'n_head')
     if not _numbers(config, 'key_value_heads'): heads.add(1)                    # all queries may share one
-    sizes = _head_sizes(config)
+    sizes = _head_sizes(config)                                                 # some layers have larger heads
     layers = all(k.ndim == v.ndim == 4 and k.shape[:3] == v.shape[:3] and k.shape[::2][:2] == (1, P)
-                 and k.shape[1] in heads and {k.shape[3], v.shape[3]} <= (sizes or {k.shape[3], v.shape[3]})
+                 and k.shape[1] in heads and min(k.shape[3], v.shape[3]) >= min(sizes, default=1)
                  for k, v in zip(persona.keys, persona.values, strict=True))
     longest = min(_numbers(dict(limit=config.get('max_position_embeddings')), 'limit'), default=P)
     most = _numbers(config, 'num_hidden_layers', 'n_layer', 'num_layers')

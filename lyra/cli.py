@@ -208,11 +208,10 @@ def persona_show(
     from lyra.persona import Persona
     persona = Persona.load(args.file)
     made, dtype = persona.made_with, str(persona.dtype).removeprefix('torch.')
-    layers = made['signature']['num_hidden_layers']
     versions = ', '.join(f'{k} {v}' for k, v in made['versions'].items())
     out(f'{persona.text}\n')
     out(f"{len(persona)} tokens, {persona.nbytes/1e6:.1f} MB, {dtype}, template {made['template']}")
-    out(f"made with {made['model']} ({layers} layers, weights {made['weights'][:12]}), {versions}")
+    out(f"made with {made['model']} ({len(persona.keys)} layers, weights {made['weights'][:12]}), {versions}")
     out(f'fingerprint {persona.fingerprint()}')
     return 0
 
@@ -331,7 +330,10 @@ def _sampling(args, own)->dict[str, Any]:
     names = 'temperature', 'top_p', 'repetition_penalty'
     given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     most = {} if args.max_new_tokens is None else dict(max_new_tokens=args.max_new_tokens)
-    return most | usual_sampling(own, args.model) | given
+    drawn = most | usual_sampling(own, args.model) | given
+    if 'top_p' in given and not drawn.get('temperature'):
+        tell('--top-p changes nothing here: replies are greedy unless --temperature is above 0.')
+    return drawn
 
 # %% ../nbs/91_cli.ipynb #67642bcd
 def _turn(session, text:str, somebody:bool, **sampling)->None:

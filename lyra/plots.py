@@ -29,7 +29,8 @@ LOOKS:dict[str, tuple[str, str, str]] = {                       # method -> colo
     'streaming': ('#CC79A7', 'D', ':'), 'reprompt': ('#8C6D31', '^', '-.'), 'reprefill': ('#7B4F9D', 'v', '--'),
     'lyra': ('#0072B2', '*', '-'), 'lyra-strict': ('#332288', '<', '--'), 'pinned': ('#56B4E9', 'P', '-.'),
     'pinned-gain': ('#009E73', 'X', '-'), 'near': ('#0B3D91', 'H', '-'), 'split-softmax': ('#882255', '>', ':'),
-    'everywhere': ('#000000', 'd', '--'), 'none': ('#777777', 'p', ':')}
+    'everywhere': ('#000000', 'd', '--'), 'none': ('#777777', 'p', ':'), 'instaboost': ('#AA4499', '1', '-.'),
+    'sinktrack': ('#999933', '2', ':'), 'anchor': ('#117733', '3', '--'), 'another': ('#661100', '4', '-')}
 COLOURS = {method: colour for method, (colour, _, _) in LOOKS.items()}
 OTHER = ('#555555', 'h', (0, (4, 1, 1, 1, 1, 1)))                # a method of the reader's own
 

@@ -3,13 +3,13 @@
     python tools/bench.py [--parts decode first memory batch] [--contexts 600 4000 32000] [--json FILE]
 
 `stock` is the model as transformers loads it, with a DynamicCache; `attached` the same with `lyra.attach`; `lyra` is what
-`lyra.load` gives; `near` and `pinned` are policies with a persona; `int8` has 8-bit weights. Where llama-cpp-python is
-installed, `--gguf` puts llama.cpp beside them. All take turns, token by token and in random order, so that a busy machine
+`lyra.load` gives; `near` and `pinned` are policies with a persona; `int8` has 8-bit weights. `--llama f32 f16 q8_0` puts
+llama.cpp beside them, with the same weights in these forms (`pip install llama-cpp-python gguf`). All take turns, token by token and in random order, so that a busy machine
 slows all of them alike; what matters is the ratio of the medians. Behind a median stand its quartiles. Peak memory is
 measured in a process of its own each (on Linux). Contexts over 8,000 tokens are for bounded policies alone.
 """
-import argparse, gc, importlib, importlib.util, json, platform, random, re, subprocess, sys, time
-from collections.abc import Callable
+import argparse, gc, importlib, importlib.util, json, platform, random, re, subprocess, sys, tempfile, time
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ LONG = 8000 # tokens; over that, policies that keep everything are left out
 # side -> the model it runs on, and its policy
 SIDES = {'stock': ('stock', ''), 'attached': ('attached', 'full'), 'lyra': ('lyra', 'full'), 'near': ('lyra', 'near'),
          'pinned': ('lyra', 'pinned'), 'int8': ('int8', 'full'), 'int8 near': ('int8', 'near'), 'beside': ('beside', 'full')}
+FORMS = dict(f32='F32', f16='F16', q8_0='Q8_0') # of llama.cpp's weights -> their name in the package gguf
 Times = dict[str, list[float]]
 disable_progress_bar()
 
@@ -84,6 +85,29 @@ class Models:
         return lambda: make(config, policy, **options)
 
 
+    def gguf(self, folder: Path, forms: Sequence[str]) -> list[Path]:
+        "The model's own GGUF file, written again with its matrices in other forms."
+        if not forms: return []
+        if self.name not in self.weights.MODELS: raise SystemExit(f'bench: --llama is for {", ".join(self.weights.MODELS)}.')
+        gguf, source = importlib.import_module('gguf'), self.weights.MODELS[self.name].gguf(folder)
+        return [rewritten(gguf, source, folder/f'llama.cpp {form}', FORMS[form]) for form in forms]
+
+
+def rewritten(gguf: Any, source: Path, target: Path, form: str) -> Path:
+    "A GGUF file with matrices of another form."
+    reader, kind = gguf.GGUFReader(source), getattr(gguf.GGMLQuantizationType, form)
+    about = {name: field for name, field in reader.fields.items() if not name.startswith('GGUF.')}
+    writer = gguf.GGUFWriter(target, about.pop('general.architecture').contents())
+    for name, field in about.items():
+        writer.add_key_value(name, field.contents(), field.types[0], field.types[-1] if len(field.types) > 1 else None)
+    for tensor in reader.tensors:
+        x, shape = gguf.quants.dequantize(tensor.data, tensor.tensor_type), [*map(int, reversed(tensor.shape))]
+        if len(shape) == 1 or form == 'F32': writer.add_tensor(tensor.name, x.reshape(shape))
+        else: writer.add_tensor(tensor.name, gguf.quants.quantize(x.reshape(shape), kind), raw_dtype=kind)
+    for write in (writer.write_header_to_file, writer.write_kv_data_to_file, writer.write_tensors_to_file, writer.close): write()
+    return target
+
+
 class Side:
     "One model with one policy."
     def __init__(self, name: str, models: Models):
@@ -116,7 +140,7 @@ class LlamaCpp:
     is_bounded = False
 
     def __init__(self, file: Path, n: int):
-        self.name, self.nbytes = file.stem, file.stat().st_size
+        self.name, self.nbytes = file.name, file.stat().st_size
         self.llama = importlib.import_module('llama_cpp').Llama(str(file), n_ctx=n, n_threads=torch.get_num_threads(), verbose=False)
 
     def open(self, n: int) -> None:
@@ -223,14 +247,14 @@ def options() -> argparse.Namespace:
     parser.add_argument('--rows', nargs='+', type=int, default=(1, 4, 16), metavar='N', help='conversations in a batch')
     parser.add_argument('--steps', type=int, default=40, help='tokens that are timed (40)')
     parser.add_argument('--beside', type=Path, metavar='CHECKOUT', help='another checkout, such as an older version')
-    parser.add_argument('--gguf', nargs='+', type=Path, default=(), metavar='FILE', help='the model, for llama.cpp')
+    parser.add_argument('--llama', nargs='+', choices=[*FORMS], default=(), help='also llama.cpp, with weights in these forms')
     parser.add_argument('--json', type=Path, metavar='FILE', help='keep the numbers there, too')
     parser.add_argument('--peak', nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.beside and not (args.beside/'lyra').is_dir(): parser.error(f'{args.beside} is no checkout of this project')
     if args.beside: args.beside = args.beside.resolve()
-    if args.gguf and importlib.util.find_spec('llama_cpp') is None:
-        parser.error('--gguf needs llama.cpp: pip install llama-cpp-python')
+    if args.llama and not all(map(importlib.util.find_spec, ('llama_cpp', 'gguf'))):
+        parser.error('--llama needs llama.cpp: pip install llama-cpp-python gguf')
     return args
 
 
@@ -243,7 +267,8 @@ def main() -> int:
     models = Models(args.model, args.beside)
     names = [side for side in models.sides() if side in args.sides]
     sides: list[Any] = [Side(side, models) for side in names]
-    sides += [LlamaCpp(file, max(args.contexts) + args.steps + 10) for file in args.gguf]
+    with tempfile.TemporaryDirectory(dir=Path.home()/'.cache') as folder:
+        sides += [LlamaCpp(file, max(args.contexts) + args.steps + 10) for file in models.gguf(Path(folder), args.llama)]
     floor = {side.name: [1e3*side.nbytes/report.found['bytes_per_second']] for side in sides}
     report.add('floor, all weights read once', floor, 'ms', 1)
     earlier: Times|None = None

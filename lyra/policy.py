@@ -132,7 +132,7 @@ def layer_policies(
     policy:Any='full', # a preset's name, or a mapping from layer types to `ContextPolicy`, or a list of one per layer
     *,
     window_size:Any=None, # tokens of the bounded global layers; or layer index or type -> tokens or None
-    sinks:int=4, # tokens, for the preset `streaming`
+    sinks:int=4, # tokens, for the preset `streaming` and global layers that a preset is not for
     gain:float|None=None, # for presets with a persona; None: 8 for `pinned-gain`, 1.5 for `near`, 1 for the others
     layers:Sequence[int]|None=None, # that a preset is for; None: the global ones, see above
 )->tuple[ContextPolicy, ...]: # one per layer that holds keys
@@ -143,8 +143,9 @@ def layer_policies(
     if isinstance(policy, str):
         mine = preset(policy, config, sinks=sinks, gain=gain)
         which = chosen_layers(policy, types, layers)
-        others = ContextPolicy(getattr(config, 'sliding_window', None) or WINDOW)
-        policy = [mine if i in which else others for i in range(len(types))]
+        W = getattr(config, 'sliding_window', None) or WINDOW
+        others = [ContextPolicy(W, sinks=sinks if t == 'full_attention' else 0) for t in types]
+        policy = [mine if i in which else other for i, other in enumerate(others)]
     elif isinstance(policy, Mapping):
         if (missing := sorted({*types} ^ {*policy})):
             raise LyraError(f"Policies are given for the layer types of the model, {', '.join(sorted({*types}))}; "

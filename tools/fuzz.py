@@ -39,7 +39,7 @@ from lyra.policy import ContextPolicy
 
 torch.set_num_threads(1)
 disable_progress_bar()
-PATIENCE, WAIT = 5., 30.                                        # seconds that an input may compute, and may wait
+PATIENCE, LONGEST, WAIT = 5., 40., 60. # seconds: a refusal, and any input, may compute; an input may wait
 
 
 # A world to be wrong in: a model, cards, conversations, a persona, a saved session.
@@ -232,8 +232,9 @@ def change(rng: random.Random, argv: list[str], known: dict[str, argparse.Action
     right, wrong, either = OUTPUTS.get(' '.join(argv[:2]), VALUES[name]) if name == 'output' else VALUES[name]
     value, verdict = rng.choice([(v, k) for k, vs in ((RIGHT, right), (WRONG, wrong*2), (OPEN, either)) for v in vs])
     free = name == 'max_new_tokens' and argv[0] == 'drift' and '--free' not in argv
-    saved = name == 'file' and 'export' in argv                 # a saved persona needs a model
-    depends = free or saved or name in ('turns', 'input', 'resume') or {'--resume', '{swept}'} & {*argv}
+    export = name == 'file' and 'export' in argv                # of a card, or of a saved persona, which needs a model
+    if export and value == '{card.json}': verdict = RIGHT
+    depends = free or export or name in ('turns', 'input', 'resume') or {'--resume', '{swept}'} & {*argv}
     return set_option(argv, action, value), OPEN if depends and verdict == RIGHT else verdict
 
 
@@ -241,17 +242,17 @@ def make_input(seed: int, number: int) -> tuple[list[str], str, str, str]:
     "Arguments with {places}, what is typed, what has to come of it, and what was damaged."
     rng = random.Random(f'{seed} {number}')
     argv = list(rng.choices(BASES, WEIGHTS)[0])
-    known, verdict, damaged, typed = options(argv), RIGHT, '', 'Hello.\n'
+    known, verdict, damaged, typed, more = options(argv), RIGHT, '', 'Hello.\n', list[str]()
     for _ in range(rng.choice([0, 1, 1, 1, 2, 3])):
         kind, found = rng.choices(['option', 'flag', 'damage', 'typed', 'unknown'], [12, 1, 4, 2, 1])[0], OPEN
         places, flags = [a for a in argv if a in DAMAGED], [a for a in known.values() if a.nargs == 0]
-        if kind == 'unknown': argv, found = [*argv, rng.choice(['--nonsense', 'more', '--turn5', '-x'])], WRONG
+        if kind == 'unknown': more, found = [rng.choice(['--nonsense', 'more', '--turn5', '-x'])], WRONG
         if kind == 'typed': typed = rng.choice(TALK)
         if kind == 'damage' and places: damaged = rng.choice(places)
         if kind == 'flag' and flags: argv = set_option(argv, rng.choice(flags), '')
         if kind == 'option' and len(known) > len(flags): argv, found = change(rng, argv, known)
         verdict = both(verdict, found)
-    return argv, typed, verdict, damaged if damaged in argv else ''
+    return [*argv, *more], typed, verdict, damaged if damaged in argv else ''
 
 
 # One input is run, and what came of it is judged.
@@ -276,7 +277,7 @@ def place(argv: list[str], world: dict[str, Path], out: Path, damaged: str, rng:
 
 
 # On a busy machine the clock says little, so what an input computes has a limit of its own.
-LIMITS = (signal.SIGPROF, signal.ITIMER_PROF, PATIENCE), (signal.SIGALRM, signal.ITIMER_REAL, WAIT)
+LIMITS = (signal.SIGPROF, signal.ITIMER_PROF, LONGEST), (signal.SIGALRM, signal.ITIMER_REAL, WAIT)
 
 
 def inside(argv: list[str], typed: str) -> tuple[int, str, str]:
@@ -326,8 +327,8 @@ def outside(argv: list[str], typed: str, stream: str, stdin: str) -> tuple[int, 
     return process.returncode, (said or b'').decode('utf-8', 'replace'), err.decode('utf-8', 'replace')
 
 
-def judge(code: int, out: str, err: str, verdict: str, command: str, odd: bool) -> str:
-    "What is wrong with what came of an input; '' where nothing is."
+def judge(code: int, out: str, err: str, verdict: str, command: str, odd: bool, spent: float) -> str:
+    "What is wrong with what came of an input, which took so many seconds to compute; '' where nothing is."
     said = [line for line in err.splitlines() if line.startswith('lyra')]
     if code == -1: return 'hang'
     if 'Traceback' in err: return 'traceback'
@@ -336,7 +337,8 @@ def judge(code: int, out: str, err: str, verdict: str, command: str, odd: bool) 
     if odd and code == 141: return ''
     if command == 'verify' and code == 1 and not said: return ''
     if code != 2 or len(said) != 1: return f'exit status {code} with {len(said)} sentences'
-    return 'wrong refusal' if verdict == RIGHT and not odd else ''
+    if verdict == RIGHT and not odd: return 'wrong refusal'
+    return 'slow refusal' if spent > PATIENCE else ''
 
 
 def try_input(seed: int, number: int, world: dict[str, Path], every: int) -> dict:
@@ -345,17 +347,18 @@ def try_input(seed: int, number: int, world: dict[str, Path], every: int) -> dic
     argv, typed, verdict, damaged = make_input(seed, number)
     with tempfile.TemporaryDirectory(prefix='lyra-fuzz-') as out:
         real = place(argv, world, Path(out), damaged, rng)
-        start, odd = time.perf_counter(), False
+        start, computed, odd = time.perf_counter(), time.process_time(), False
         if every and number % every == 0 and not any('\0' in a or '\ud800' in a for a in real):
             stream, stdin = rng.choice(STREAMS), rng.choice(('pipe', 'closed'))
             odd = stream in ('closed', 'full', 'broken')
             code, said, err = outside(real, typed, stream, stdin)
             argv = [*argv, f'[in a process, output {stream}, input {stdin}]']
         else: code, said, err = inside(real, typed)
-        seconds, file = time.perf_counter() - start, Path(out)/'swept'/'results.csv'
+        seconds, computed = time.perf_counter() - start, time.process_time() - computed
+        file = Path(out)/'swept'/'results.csv'
         same = argv in BASES and damaged != '{card.json}'       # another card is another persona
         mixed = code == 0 and same and file.exists() and not same_table(file, world['sweep']/'results.csv')
-    fault = 'a damaged cell believed' if mixed else judge(code, said, err, verdict, argv[0], odd)
+    fault = judge(code, said, err, verdict, argv[0], odd, computed) if not mixed else 'a damaged cell believed'
     return dict(number=number, fault=fault, code=code, seconds=round(seconds, 2), verdict=verdict,
                 argv=[a[:80] for a in argv], typed=typed[:20], damaged=damaged, err=err[-1500:] if fault else '',
                 out=said[-500:] if fault else '')

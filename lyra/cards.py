@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['TRANSCRIPT', 'ASKED', 'TOLD', 'NEXT', 'SYSTEM', 'LONG', 'SECONDS', 'MEMORY', 'TRIAL', 'RULES', 'Template', 'write',
-           'chat_template', 'find_template', 'as_exchanges', 'is_text', 'check_words', 'Probe', 'Rule', 'Card',
-           'CardFile', 'as_card', 'read_card']
+           'chat_template', 'find_template', 'tokenizer_hash', 'as_exchanges', 'is_text', 'check_words', 'Probe',
+           'Rule', 'Card', 'CardFile', 'as_card', 'read_card']
 
 # %% ../nbs/50_cards.ipynb #51edac36
 import json, subprocess, sys
@@ -17,7 +17,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator
 
-from .core import Id, LyraError, OpenSchema, Schema, Text, checked, read_json
+from .core import Id, LyraError, OpenSchema, Schema, Text, checked, digest, read_json
 
 # %% ../nbs/50_cards.ipynb #1ec77593
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def _system(render:Callable[..., str], turn:str, name:str)->str:
     except LyraError: return ''
     return _literal(before) + '{text}' + _literal(behind.removesuffix(turn)) if behind.endswith(turn) else ''
 
-# %% ../nbs/50_cards.ipynb #875786c3
+# %% ../nbs/50_cards.ipynb #47ceb6d9
 SECONDS, MEMORY = 2, 2**29 # that a chat template may take
 
 TRIAL = '''
@@ -162,6 +162,13 @@ def find_template(
     if name == 'transcript': return replace(TRANSCRIPT, opening=tokenizer.decode(tokenizer('').input_ids))
     raise LyraError(f"Unknown template {name!r}: use 'transcript' for a base model, 'chat' for the chat template of an "
                     "instruction-tuned one.")
+
+def tokenizer_hash(
+    tokenizer:Any, # any of transformers
+)->str: # hex digest
+    "A digest of what a tokenizer makes of texts and of turns: words, control tokens, chat template, and a sample."
+    words, sample = sorted(tokenizer.get_vocab().items()), tokenizer(TRANSCRIPT.user).input_ids
+    return digest(json.dumps([words, sample, tokenizer.special_tokens_map, tokenizer.chat_template], default=str))
 
 def as_exchanges(
     messages:Sequence[Mapping[str, str]], # of `role` system, user or assistant, with their `content`

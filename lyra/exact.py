@@ -404,7 +404,7 @@ def verify(
     progress:bool=True, # whether to show a bar
 )->list[Row]:
     "Hold cache and persona against the plain truth; raises `LyraError` for a model that cannot be served."
-    if model.training: raise LyraError('Dropout may be on: call model.eval() first.')
+    if getattr(model, 'training', False): raise LyraError('Dropout may be on: call model.eval() first.')
     t, rows = Trial(attach(model), tokenizer), []
     allowed = max(ALLOWED.get(model.dtype, 1e-5), 2*(own := itself(t)))
     rows.append(Row(str(itself.__doc__), own, inf))

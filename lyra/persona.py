@@ -231,7 +231,10 @@ def acknowledge(
     "The model's own reply to an instruction, greedy; raises `LyraError` where it is empty."
     text = template.opening + template.user.format(text=instruction)
     ids = tokenizer(text, add_special_tokens=False, return_tensors='pt').to(model.device)
-    out = model.generate(**ids, max_new_tokens=max_new_tokens, do_sample=False)
+    try: out = model.generate(**ids, max_new_tokens=max_new_tokens, do_sample=False)
+    except (TypeError, ValueError) as e: # of what the model's own generation settings ask for
+        raise LyraError(f'The model cannot write an acknowledgement ({" ".join(str(e).split())[:120]}): give one with '
+                        '`acknowledgement=...`, or correct its generation_config.json.') from e
     reply = tokenizer.decode(out[0, ids.input_ids.shape[1]:], skip_special_tokens=False)
     for stop in (*template.stops, '\n\n', tokenizer.eos_token): reply = reply.split(stop)[0]
     if not reply.strip(): raise LyraError('The model wrote no acknowledgement: give one with `acknowledgement=...`.')

@@ -910,7 +910,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                             'lyra.trace.write_header': ('trace.html#write_header', 'lyra/trace.py')},
             'lyra.weights': { 'lyra.weights.BuiltIn': ('weights.html#builtin', 'lyra/weights.py'),
                               'lyra.weights.BuiltIn.is_ready': ('weights.html#builtin.is_ready', 'lyra/weights.py'),
-                              'lyra.weights.Settings': ('weights.html#settings', 'lyra/weights.py'),
+                              'lyra.weights.GenerationFile': ('weights.html#generationfile', 'lyra/weights.py'),
                               'lyra.weights._ask_hub': ('weights.html#_ask_hub', 'lyra/weights.py'),
                               'lyra.weights._check_dtype': ('weights.html#_check_dtype', 'lyra/weights.py'),
                               'lyra.weights._check_files': ('weights.html#_check_files', 'lyra/weights.py'),

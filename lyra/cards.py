@@ -64,7 +64,7 @@ def _system(render:Callable[..., str], turn:str, name:str)->str:
     except LyraError: return ''
     return _literal(before) + '{text}' + _literal(behind.removesuffix(turn)) if behind.endswith(turn) else ''
 
-# %% ../nbs/50_cards.ipynb #47ceb6d9
+# %% ../nbs/50_cards.ipynb #50799254
 SECONDS, MEMORY = 2, 2**29 # that a chat template may take
 
 TRIAL = '''
@@ -103,7 +103,8 @@ def _messages(*said:tuple[str, str])->list[dict[str, str]]:
     return [dict(role=role, content=text) for role, text in said]
 
 def _check_cost(
-    tokenizer:Any, # with a chat template
+    tokenizer:Any, # whose control tokens the template may write
+    template:str, # its chat template
     name:str, # of it, for the error
 )->None:
     "Raises `LyraError` for a chat template that takes too long, or too much memory."
@@ -112,7 +113,7 @@ def _check_cost(
     asked += [[m for u, r in LONG[:n] for m in (('user', u), ('assistant', r))] for n in range(1, len(LONG) + 1)]
     given = dict(tokenizer.special_tokens_map, tools=None, documents=None)
     calls = [dict(given, messages=_messages(*said), add_generation_prompt=p) for said in asked for p in (False, True)]
-    if _is_cheap(tokenizer.get_chat_template(), json.dumps(calls, default=str)): return
+    if _is_cheap(template, json.dumps(calls, default=str)): return
     raise LyraError(f'The chat template of {name} takes more than {SECONDS} seconds or {MEMORY//2**20} MiB to write a '
                     'short conversation: use template="transcript".')
 
@@ -130,7 +131,9 @@ def chat_template(
             why = ' '.join(str(e).split())[:200] or type(e).__name__
             raise LyraError(f'The chat template of {name} cannot write a conversation ({why}): '
                             'use template="transcript".') from e
-    _check_cost(tokenizer, name)
+    try: _check_cost(tokenizer, tokenizer.get_chat_template(), name)
+    except ValueError as e: # it has several, and none by default
+        raise LyraError(f'The tokenizer of {name} has no chat template by default: use template="transcript".') from e
     turns = ('user', ASKED), ('assistant', TOLD), ('user', NEXT)
     one, two, three = render(turns[0], prompt=True), render(*turns[:2]), render(*turns, prompt=True)
     if not (two.startswith(one) and three.startswith(two)):
@@ -198,7 +201,9 @@ def check_words(
 )->None:
     "Raises `LyraError` for a text that cannot be somebody's words."
     if not is_text(text): raise LyraError(f'The {what} is empty: it needs some text.')
-    added = (t.content for t in tokenizer.added_tokens_decoder.values() if t.special)
+    own = ''.join((template.opening, template.system, template.user, template.reply, template.between))
+    added = (t.content for t in tokenizer.added_tokens_decoder.values()
+             if t.special or t.content.strip() and t.content in own)
     control = {*tokenizer.all_special_tokens, *added}
     if (found := sorted(t for t in control if t in text)):
         raise LyraError(f'The {what} contains the control token {found[0]}: remove it.')

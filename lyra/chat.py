@@ -34,7 +34,7 @@ from .cache import LyraCache
 from .state import fits, is_bounded, load_state, save_state, set_state
 from .cards import Template, check_words, find_template, tokenizer_hash
 from .decoders import decoder_of
-from .persona import Persona, weights_hash
+from .persona import Persona, save as write_persona, weights_hash
 from .journal import Journal, Settings
 
 # %% ../nbs/61_chat.ipynb #b9fe8a66
@@ -588,7 +588,7 @@ def keep_persona(
     journal:Journal, # in whose folder it is to lie
 )->str: # the file's name
     "Save a persona beside the journal; raises `LyraError` where it cannot be written."
-    return persona.save(journal.path.with_name(_persona_file(persona))).name
+    return write_persona(persona, journal.path.with_name(_persona_file(persona)), private=True).name
 
 def kept_persona(
     name:str|None, # as `keep_persona` gave it

@@ -328,6 +328,8 @@ AGAIN = 'build it anew with `lyra persona build`.'
 def save(
     persona:Persona, # to be written
     path:Path|str, # file to write, `.safetensors`; replaced if it exists
+    *,
+    private:bool=False, # whether only its owner may read it
 )->Path: # the file
     "Write a persona to one file, atomically; raises `LyraError` where it cannot be written."
     path = as_path(path)
@@ -339,7 +341,7 @@ def save(
     header = json.dumps(about | dict(sha256=persona.fingerprint()), ensure_ascii=False)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_file(path, save_tensors(tensors, metadata=dict(lyra_persona=header)))
+        write_file(path, save_tensors(tensors, metadata=dict(lyra_persona=header)), 0o600 if private else 0o666)
     except (OSError, ValueError) as e:                                          # a NUL in the name is a ValueError
         why = getattr(e, 'strerror', None) or e
         raise LyraError(f'{path} cannot be written ({why}): name another place.') from e

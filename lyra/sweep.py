@@ -291,8 +291,8 @@ def missing_from(
         return f'turn {more[0][0]} has a {more[0][1]} that is not asked for'
     questions = {*ORDINARY, REVEAL, *(p.question for p in card.probes)} if plan.free is not None else set()
     replies = [(row['turn'], row['question']) for row in held.get('replies', ())]
-    if sorted(replies) != sorted((t, q) for t in checks for q in questions): return 'the replies are not those asked for'
-    return ''
+    as_asked = sorted(replies) == sorted((t, q) for t in checks for q in questions)
+    return '' if as_asked else 'the replies are not those asked for'
 
 def _finished_cell(out:Path, cell:tuple[str, str, int], plan:Plan, mine:str)->dict: # as `_read` gives it
     "A finished cell, with all that its plan, whose hash is `mine`, asks for."
@@ -436,7 +436,8 @@ def _hold_all(plan:Plan, out:Path, executor:Executor|None)->None:
     weights = _ask(executor, _ready, plan)
     def check(held:Mapping[str, Any])->None:
         if held['weights'] == weights: return
-        raise LyraError(f'{out} holds cells of another model, config or tokenizer: name another folder, or delete this one.')
+        raise LyraError(f'{out} holds cells of another model, config or tokenizer: name another folder, or delete '
+                        'this one.')
     for held in filter(None, read.values()): check(held)
     with progress(total=len(cells), initial=len(cells) - len(missing), unit='cell', smoothing=0) as bar:
         for cell, held in _finished(plan, missing, executor):

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['GEMMA_TERMS', 'INSTALL', 'SMOLLM2_TERMS', 'WHEEL', 'WHEEL_SHA256', 'WHEEL_GGUF', 'DEFAULT', 'MODELS', 'LOCATE',
            'PATIENCE', 'HTTP_FAULT', 'SAFE', 'LAYERS', 'TEXT_KEYS', 'OTHER_SENSES', 'SPREAD', 'BuiltIn', 'list_models',
-           'usual_sampling', 'made_once', 'checkpoint', 'default_checkpoint', 'Settings', 'checkpoint_config',
+           'usual_sampling', 'made_once', 'checkpoint', 'default_checkpoint', 'GenerationFile', 'checkpoint_config',
            'resolve', 'find_checkpoint', 'text_only', 'load_weights', 'check_device', 'default_dtype', 'load_model',
            'load_tokenizer']
 
@@ -326,7 +326,7 @@ def _check_files(
                         'loaded: convert it to safetensors (`save_pretrained` does) where you trust it.')
     raise LyraError(f'{place} has a config.json but no weights: name a folder that holds safetensors, too.')
 
-class Settings(Schema):
+class GenerationFile(Schema):
     "What is used of a generation_config.json; any other field is for `generate`."
     model_config = ConfigDict(extra='ignore')
     do_sample:bool|None=None
@@ -342,7 +342,7 @@ def _check_settings(
     damaged, remedy = f'{path} is damaged', 'restore it, or remove it'
     try: found = read_json(path)
     except LyraError as e: raise LyraError(f'{damaged}: {remedy}.') from e
-    checked(Settings, found, damaged, remedy)
+    checked(GenerationFile, found, damaged, remedy)
     try: GenerationConfig.from_dict(found)
     except Exception as e: # whatever foreign fields make of transformers
         raise LyraError(f"{damaged} ({' '.join(str(e).split())[:120]}): {remedy}.") from e

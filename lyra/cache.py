@@ -374,7 +374,8 @@ def set_fronts(
     n = places.shape[1] - index.persona.shape[1]*index.policy.persona
     keys, values = ([x[:, :, :n]] if n else [] for x in layer.sinks)
     if index.policy.persona and layer.persona is not None:
-        for parts, x in zip((keys, values), chosen(layer, key, value)): parts.insert(0, x.to(parts[0].dtype) if parts else x)
+        for parts, x in zip((keys, values), chosen(layer, key, value)):
+            parts.insert(0, x.to(parts[0].dtype) if parts else x)
     front = key[:, :, :0].clone(), value[:, :, :0].clone()                      # a view would keep all of its tokens
     if keys: front = layer.turn(torch.cat(keys, 2), places - index.rows.base[:, None]), torch.cat(values, 2)
     for buffer, x, like in zip(layer.buffers, front, (key, value)): set_front(buffer, x.to(like.dtype))

@@ -64,8 +64,8 @@ def _system(render:Callable[..., str], turn:str, name:str)->str:
     except LyraError: return ''
     return _literal(before) + '{text}' + _literal(behind.removesuffix(turn)) if behind.endswith(turn) else ''
 
-# %% ../nbs/50_cards.ipynb #50799254
-SECONDS, MEMORY = 2, 2**29 # that a chat template may take
+# %% ../nbs/50_cards.ipynb #63234b15
+SECONDS, MEMORY = 1, 2**29 # of computing, and bytes, that a chat template may take
 
 TRIAL = '''
 import json, re, sys
@@ -93,7 +93,7 @@ def _is_cheap(
 )->bool:
     "Whether a chat template keeps to the limits."
     given = f'[{json.dumps(template)}, {calls}, {SECONDS}, {MEMORY}]'
-    try: tried = subprocess.run([sys.executable, '-P', '-c', TRIAL], input=given, text=True, timeout=10*SECONDS,
+    try: tried = subprocess.run([sys.executable, '-P', '-c', TRIAL], input=given, text=True, timeout=20*SECONDS,
                                 stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     except subprocess.TimeoutExpired: return False
     return tried.returncode >= 0 and tried.returncode != 3
@@ -114,7 +114,7 @@ def _check_cost(
     given = dict(tokenizer.special_tokens_map, tools=None, documents=None)
     calls = [dict(given, messages=_messages(*said), add_generation_prompt=p) for said in asked for p in (False, True)]
     if _is_cheap(template, json.dumps(calls, default=str)): return
-    raise LyraError(f'The chat template of {name} takes more than {SECONDS} seconds or {MEMORY//2**20} MiB to write a '
+    raise LyraError(f'The chat template of {name} takes more than {SECONDS} s or {MEMORY//2**20} MiB to write a '
                     'short conversation: use template="transcript".')
 
 # %% ../nbs/50_cards.ipynb #fda0035e

@@ -720,7 +720,7 @@ def lock_live(
     except Timeout as e:
         raise LyraError(f'{path} is open in another kernel: shut that one down, or name another folder.') from e
     except (OSError, ValueError, NotImplementedError) as e:                     # a NUL in the name is a ValueError
-        raise LyraError(f'{str(path.parent)!r:.200} cannot be written to ({e}): name another folder.') from e
+        raise LyraError(f'{path.parent} cannot be written to ({e}): name another folder.') from e
     return lock
 
 # %% ../nbs/92_livechat.ipynb #0d443d81
@@ -750,7 +750,8 @@ def live(
     "A chat in the notebook, with its views; goes on where one with these models and personas stands in the folder."
     name = Path(decoder_of(model).config.name_or_path or 'model').name
     offer = Offer({name: (model, tokenizer), **models}, named_personas(persona))
-    path = live_path(as_path(folder).resolve(), offer, anew)
+    try: path = live_path(as_path(folder).resolve(), offer, anew)
+    except ValueError as e: raise LyraError(f'{folder!r:.200} cannot be written to ({e}): name another folder.') from e
     if (box := _open.get(path)) is not None:
         if not anew and box.chat.talk.offer.models[name][0] is model: return box
         box.close()

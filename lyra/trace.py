@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FORMAT', 'UNREADABLE', 'Count', 'SHAPES', 'attention_weights', 'segment_shares', 'write_frame', 'read_note',
-           'read_frame', 'find_frames', 'Summary', 'Detail', 'Header', 'SummaryNote', 'DetailNote', 'check_shapes',
+           'read_frame', 'find_frames', 'Summary', 'Detail', 'TraceHeader', 'SummaryNote', 'DetailNote', 'check_shapes',
            'add_by_key', 'top_keys', 'LayerTally', 'TurnTally', 'Recorder', 'describe', 'every_policy', 'write_header',
            'create_trace', 'write_frames', 'surprisals', 'summarize', 'in_detail', 'Trace', 'open_trace', 'read_record',
            'key_text', 'held']
@@ -139,7 +139,7 @@ def _split(record:Summary|Detail)->tuple[dict[str, Tensor], dict]:
 # %% ../nbs/70_trace.ipynb #e0c0484e
 Count = Annotated[int, Field(ge=0)]
 
-class Header(Schema):
+class TraceHeader(Schema):
     "What the first frame says of the session."
     format:int # of the file
     model:str # the name of its folder
@@ -511,7 +511,7 @@ def open_trace(
     except UNREADABLE as e: raise LyraError(f'{path} is no trace: record one with `lyra.trace.Recorder`.') from e
     if found != FORMAT:
         raise LyraError(f'{path} is in format {found!r:.20}, this version reads {FORMAT}: record it anew.')
-    header = checked(Header, note, f'{path} is damaged', 'record it anew')
+    header = checked(TraceHeader, note, f'{path} is damaged', 'record it anew')
     if len(header.policies) == len(header.layer_types): return frames, note
     raise LyraError(f'{path} is damaged (it has {len(header.policies)} policies for {len(header.layer_types)} layers): '
                     'record it anew.')

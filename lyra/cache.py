@@ -318,13 +318,15 @@ def follow_base(
 # %% ../nbs/42_sliding_window.ipynb #4ec2c4c8
 def chosen(
     layer:LyraLayer, # with a persona
-    like:Tensor, # on the device where the layer works
-)->tuple[Tensor, Tensor]: # [B, K, P, D] each
-    "The persona's keys, turned back, and values of every row, where the layer works."
+    *like:Tensor, # keys and values [B, K, T, D] of new tokens
+)->list[Tensor]: # [B, K, P, D] each
+    "The persona's keys, turned back, and values of every row, where the layer works; raises `LyraError` for others."
     assert layer.persona is not None
-    layer.persona = layer.persona[0].to(like.device), layer.persona[1].to(like.device)
-    who = layer.index.rows.persona.to(like.device)
-    return layer.persona[0][who], layer.persona[1][who]
+    if any(mine.shape[1::2] != new.shape[1::2] for mine, new in zip(layer.persona, like)):
+        raise LyraError('This persona has keys or values of other shapes than the model makes: build it anew with '
+                        '`lyra persona build`.')
+    layer.persona = layer.persona[0].to(like[0].device), layer.persona[1].to(like[1].device)
+    return [mine[layer.index.rows.persona.to(mine.device)] for mine in layer.persona]
 
 def after_past(
     layer:LyraLayer, # that reads the persona as its past
@@ -332,7 +334,7 @@ def after_past(
     value:Tensor, # [B, K, T, D]
 )->tuple[Tensor, Tensor]: # [B, K, P + T, D] each
     "The persona as the past, and the new tokens behind it."
-    keys, values = chosen(layer, key)
+    keys, values = chosen(layer, key, value)
     places = torch.arange(-keys.shape[2], 0) - layer.index.rows.base[:, None]
     return torch.cat((layer.turn(keys, places).to(key.dtype), key), 2), torch.cat((values.to(value.dtype), value), 2)
 
@@ -372,7 +374,8 @@ def set_fronts(
     n = places.shape[1] - index.persona.shape[1]*index.policy.persona
     keys, values = ([x[:, :, :n]] if n else [] for x in layer.sinks)
     if index.policy.persona and layer.persona is not None:
-        for parts, x in zip((keys, values), chosen(layer, key)): parts.insert(0, x.to(parts[0].dtype) if parts else x)
+        for parts, x in zip((keys, values), chosen(layer, key, value)):
+            parts.insert(0, x.to(parts[0].dtype) if parts else x)
     front = key[:, :, :0].clone(), value[:, :, :0].clone()                      # a view would keep all of its tokens
     if keys: front = layer.turn(torch.cat(keys, 2), places - index.rows.base[:, None]), torch.cat(values, 2)
     for buffer, x, like in zip(layer.buffers, front, (key, value)): set_front(buffer, x.to(like.dtype))
@@ -440,7 +443,11 @@ class PolicyLayers(Cache):
         sinks:int=4, # tokens, for the preset `streaming`
         gain:float|None=None, # for presets with a persona; None: 8 for `pinned-gain`, 1.5 for `near`, 1 for the others
         layers:Sequence[int]|None=None, # that a preset is for; None: the global ones, see `layer_policies`
+        **unknown:Any, # refused
     ):
+        if unknown:
+            raise LyraError(f'A cache has no option {next(iter(unknown))!r}: choose from policy, persona, prime, '
+                            'window_size, sinks, gain and layers.')
         super().__init__(layers=[])
         config = getattr(model, 'config', model)
         if not isinstance(config, PreTrainedConfig):

@@ -26,14 +26,15 @@ from tqdm.auto import tqdm
 from transformers import (LogitsProcessorList, PreTrainedTokenizerBase, RepetitionPenaltyLogitsProcessor,
                           TemperatureLogitsWarper, TopPLogitsWarper)
 
-from .core import Id, LyraError, OpenSchema, Schema, Text, checked, number, read_json_lines
+from .core import (Id, LyraError, OpenSchema, Schema, Text, as_path, checked, differing, number, read_json_lines,
+                       signature)
 from .int8 import dtype_name
 from .policy import ContextPolicy
 from .cache import LyraCache
 from .state import fits, is_bounded, load_state, save_state, set_state
-from .cards import Template, check_words, find_template
+from .cards import Template, check_words, find_template, tokenizer_hash
 from .decoders import decoder_of
-from .persona import Persona, weights_hash
+from .persona import Persona, save as write_persona, weights_hash
 from .journal import Journal, Settings
 
 # %% ../nbs/61_chat.ipynb #b9fe8a66
@@ -204,6 +205,8 @@ class SessionState:
     ):
         if not isinstance(tokenizer, PreTrainedTokenizerBase):
             raise LyraError(f'A session needs the tokenizer of its model; got {tokenizer!r:.40}.')
+        if decoder_of(model) is model:
+            raise LyraError('This model has no head that chooses tokens: give the causal language model, not its body.')
         self.model, self.tokenizer, self.weights = model, tokenizer, weights
         cache_options = cache_options_of(cache_options)
         self.settings:dict[str, Any] = dict(policy=policy, template=find_template(tokenizer, template).name,
@@ -478,7 +481,7 @@ class ChatSession(SessionState):
         folder:Path|str, # made where it does not exist; a session that lies there is replaced
     )->Path: # the folder
         "Write the session to a folder, and append every further turn; raises `LyraError` where that is impossible."
-        return save_session(self, Path(folder))
+        return save_session(self, as_path(folder))
 
     @classmethod
     def load(cls,
@@ -487,7 +490,7 @@ class ChatSession(SessionState):
         tokenizer:PreTrainedTokenizerBase, # of that model
     )->Self: # goes on appending to the folder
         "Read a session; raises `LyraError` where it is damaged, or was held with another model."
-        return load_session(cls, Path(folder), model, tokenizer)
+        return load_session(cls, as_path(folder), model, tokenizer)
 
 # %% ../nbs/61_chat.ipynb #7d3776e7
 def note(
@@ -585,7 +588,7 @@ def keep_persona(
     journal:Journal, # in whose folder it is to lie
 )->str: # the file's name
     "Save a persona beside the journal; raises `LyraError` where it cannot be written."
-    return persona.save(journal.path.with_name(_persona_file(persona))).name
+    return write_persona(persona, journal.path.with_name(_persona_file(persona)), private=True).name
 
 def kept_persona(
     name:str|None, # as `keep_persona` gave it
@@ -636,7 +639,8 @@ def save_session(
     journal = Journal(folder)
     name = keep_persona(session.persona, journal) if session.persona else None
     header = dict(settings=to_json(session.settings), weights=session.weights, persona=name)
-    journal.create(header | describe_model(session.model), session.turns)
+    about = dict(tokenizer=tokenizer_hash(session.tokenizer), config=signature(session.cache.config))
+    journal.create(header | about | describe_model(session.model), session.turns)
     session.journal = journal
     with suppress(OSError): journal.path.with_name(STATE).unlink(missing_ok=True)     # it would not fit
     if session.turns: keep_state(session)
@@ -702,6 +706,10 @@ def load_session(
     if (weights := header['weights']) != weights_hash(model):
         held = ' in '.join(filter(None, (header.get('model'), header.get('dtype'))))
         raise LyraError(f"{journal.path} was held with another model{held and f', {held}'}: load that one.")
+    if (differ := differing(header.get('config') or {}, signature(decoder_of(model).config))):
+        raise LyraError(f'{journal.path} was held with another config of the model ({differ}): put that one back.')
+    if header.get('tokenizer', mine := tokenizer_hash(tokenizer)) != mine:
+        raise LyraError(f'{journal.path} was held with another tokenizer, or another chat template: put that one back.')
     persona = kept_persona(header['persona'], journal)
     session = cls(model, tokenizer, persona, weights=weights, **from_json(header['settings']))
     done = take_state(session, rows, journal)

@@ -235,7 +235,7 @@ def persona_export(
     from lyra.character import card_of, write_character
     from lyra.cards import find_template
     from lyra.persona import Persona
-    from lyra.weights import MODELS, load_tokenizer
+    from lyra.weights import MODELS, load_tokenizer, resolve
     if os.path.realpath(args.output) == os.path.realpath(args.file):
         raise LyraError(f'{args.output} is the card itself: name another file.')
     source = read_source(args.file)
@@ -243,6 +243,7 @@ def persona_export(
         made = source.made_with
         name = args.model or next((m.name for m in MODELS.values() if m.folder == made['model']), None)
         if name is None: raise LyraError(f"{args.file} was made with {made['model']}: name it with --model.")
+        source.check_config(resolve(name)[1].get_text_config(decoder=True))
         source = card_of(source, find_template(load_tokenizer(name), made['template']))
     elif args.model: raise LyraError(f'{args.file} is no saved persona, so --model changes nothing: leave it out.')
     out(write_character(source.card, args.output, args.image, source.examples))
@@ -564,8 +565,11 @@ def _generation_config(args):
     "How a model's replies are drawn by itself, known before it is loaded."
     from transformers import GenerationConfig
     from lyra.weights import resolve
-    try: return GenerationConfig.from_pretrained(resolve(args.model)[0])
+    place = resolve(args.model)[0]
+    try: return GenerationConfig.from_pretrained(place)
     except OSError: return GenerationConfig()                                           # it has no settings of its own
+    except Exception as e: # whatever foreign fields make of transformers
+        raise LyraError(f'The generation_config.json of {place} cannot be read: restore it, or remove it.') from e
 
 def _checks(text:str, turns:int)->tuple[int, ...]:
     "The turns at which to measure; raises `LyraError` for what is no turn of the conversation."

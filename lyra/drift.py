@@ -106,8 +106,9 @@ def find_method(
     if not colon: return found, found.default
     if found.default is None and not found.limits:
         raise LyraError(f'{base} takes no number: leave out what follows the colon.')
-    try: value = float(text)
-    except ValueError: raise LyraError(f'{name!r} has to be {base}, or {base}: and a number.') from None
+    try: value = float(text) if text.isascii() and text == text.strip() and '_' not in text else None
+    except ValueError: value = None
+    if value is None: raise LyraError(f'{name!r:.60} has to be {base}, or {base}: and a number.')
     if found.limits.get('whole') and value.is_integer(): value = int(value)
     return found, checked(value, f'The number in {name!r}', **found.limits)
 

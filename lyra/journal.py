@@ -68,6 +68,8 @@ class Header(Schema):
     persona:PersonaFile|None # the file of the first persona; None: there was none
     model:str='' # where the weights came from
     dtype:str='' # of the weights
+    tokenizer:str='' # `tokenizer_hash` of the tokenizer; '': an earlier version did not note it
+    config:dict[str, Any]|None=None # `signature` of the model; None: likewise
 
 class Turn(Schema):
     "A finished turn."

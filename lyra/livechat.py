@@ -30,7 +30,7 @@ from filelock import FileLock, Timeout
 from IPython.display import display
 from torch import Tensor
 
-from .core import LyraError, Schema, Text, checked, digest, read_json, write_file
+from .core import LyraError, Schema, Text, as_path, checked, digest, read_json, write_file
 from .policy import PRESETS, preset
 from .weights import usual_sampling
 from .cache import LyraCache
@@ -713,13 +713,13 @@ def lock_live(
     path:Path, # of the file, not necessarily existing
 )->FileLock: # freed with the object, and with the process
     "Become the writer of a live chat's file; raises `LyraError` where another kernel is, or nobody can be."
-    lock = FileLock(path.with_name(f'.{path.stem}.lock'), mode=0o600, thread_local=False)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(path.with_name(f'.{path.stem}.lock'), mode=0o600, thread_local=False)
         lock.acquire(blocking=False)
     except Timeout as e:
         raise LyraError(f'{path} is open in another kernel: shut that one down, or name another folder.') from e
-    except (OSError, NotImplementedError) as e:
+    except (OSError, ValueError, NotImplementedError) as e:                     # a NUL in the name is a ValueError
         raise LyraError(f'{path.parent} cannot be written to ({e}): name another folder.') from e
     return lock
 
@@ -750,7 +750,8 @@ def live(
     "A chat in the notebook, with its views; goes on where one with these models and personas stands in the folder."
     name = Path(decoder_of(model).config.name_or_path or 'model').name
     offer = Offer({name: (model, tokenizer), **models}, named_personas(persona))
-    path = live_path(Path(folder).resolve(), offer, anew)
+    try: path = live_path(as_path(folder).resolve(), offer, anew)
+    except ValueError as e: raise LyraError(f'{folder!r:.200} cannot be written to ({e}): name another folder.') from e
     if (box := _open.get(path)) is not None:
         if not anew and box.chat.talk.offer.models[name][0] is model: return box
         box.close()

@@ -12,7 +12,7 @@ import json, os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 import transformers
@@ -23,7 +23,7 @@ from torch import Tensor
 from transformers import PreTrainedConfig
 from transformers.cache_utils import Cache, DummyLayer, DynamicLayer
 
-from .core import LyraError, Schema, checked, differing, digest, parse_json, signature, write_file
+from .core import LyraError, Schema, Text, as_path, checked, differing, digest, parse_json, signature, write_file
 from .policy import layer_types
 from .decoders import decoder_of
 from .cards import (Card, Template, as_card, as_exchanges, check_words, find_template, is_text, read_card,
@@ -133,7 +133,10 @@ class Persona:
         source:Any=None, # a card, its JSON or its file's `Path`; an instruction; or exchanges [(user, reply), ...]
         **options:Any, # `system`, `messages`, `acknowledgement`, `template`: see `lyra.persona.build`
     )->'Persona':
-        "Compute a persona; raises `LyraError` as `lyra.persona.build` does."
+        "Compute a persona; raises `LyraError` as `lyra.persona.build` does, and for an option that there is not."
+        names = 'system', 'messages', 'acknowledgement', 'template'
+        if (unknown := [name for name in options if name not in names]):
+            raise LyraError(f"A persona is not built with {unknown[0]!r}: choose from {', '.join(names)}.")
         return build(model, tokenizer, source, **options)
 
     def save(self,
@@ -164,6 +167,9 @@ def check_config(
     if len(persona.keys) != (held := sum(kind != 'dummy' for kind in layer_types(config))):
         raise LyraError(f'This persona holds keys for {len(persona.keys)} layers, the model has {held} that keep some: '
                         'build it anew with `lyra persona build`.')
+    if (others := {x.dtype for x in persona.keys} - {torch.float32}):
+        raise LyraError(f'The keys of this persona are in {min(map(str, others))}, and have to be in torch.float32: '
+                        'build it anew with `lyra persona build`.')
 
 def check(
     persona:Persona, # to be checked
@@ -179,6 +185,13 @@ def check(
     if persona.made_with['weights' if exact else 'rounded'] != (weights or weights_hash(model)):
         raise LyraError(f"This persona was made with other weights ({persona.made_with['model']}): "
                         'build it anew with `lyra persona build` for this model.')
+    if not model.training and _shapes(*record(model, persona.token_ids[:1])) != _shapes(persona.keys, persona.values):
+        raise LyraError('This persona has keys or values of other shapes than the model makes: '
+                        'build it anew with `lyra persona build`.')
+
+def _shapes(*parts:Sequence[Tensor])->list[list[int]]:
+    "Heads and head sizes of keys and values."
+    return [[x.shape[n] for x in part] for part in parts for n in (1, 3)]
 
 # %% ../nbs/51_persona.ipynb #a31f6b4c
 @torch.no_grad()
@@ -218,7 +231,10 @@ def acknowledge(
     "The model's own reply to an instruction, greedy; raises `LyraError` where it is empty."
     text = template.opening + template.user.format(text=instruction)
     ids = tokenizer(text, add_special_tokens=False, return_tensors='pt').to(model.device)
-    out = model.generate(**ids, max_new_tokens=max_new_tokens, do_sample=False)
+    try: out = model.generate(**ids, max_new_tokens=max_new_tokens, do_sample=False)
+    except (TypeError, ValueError) as e: # of what the model's own generation settings ask for
+        raise LyraError(f'The model cannot write an acknowledgement ({" ".join(str(e).split())[:120]}): give one with '
+                        '`acknowledgement=...`, or correct its generation_config.json.') from e
     reply = tokenizer.decode(out[0, ids.input_ids.shape[1]:], skip_special_tokens=False)
     for stop in (*template.stops, '\n\n', tokenizer.eos_token): reply = reply.split(stop)[0]
     if not reply.strip(): raise LyraError('The model wrote no acknowledgement: give one with `acknowledgement=...`.')
@@ -312,9 +328,11 @@ AGAIN = 'build it anew with `lyra persona build`.'
 def save(
     persona:Persona, # to be written
     path:Path|str, # file to write, `.safetensors`; replaced if it exists
+    *,
+    private:bool=False, # whether only its owner may read it
 )->Path: # the file
     "Write a persona to one file, atomically; raises `LyraError` where it cannot be written."
-    path = Path(path)
+    path = as_path(path)
     if path.suffix != '.safetensors':
         raise LyraError(f'{path}: a persona is saved as a .safetensors file, call it {path.stem}.safetensors.')
     kinds = dict(keys=persona.keys, values=persona.values)
@@ -323,7 +341,7 @@ def save(
     header = json.dumps(about | dict(sha256=persona.fingerprint()), ensure_ascii=False)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_file(path, save_tensors(tensors, metadata=dict(lyra_persona=header)))
+        write_file(path, save_tensors(tensors, metadata=dict(lyra_persona=header)), 0o600 if private else 0o666)
     except (OSError, ValueError) as e:                                          # a NUL in the name is a ValueError
         why = getattr(e, 'strerror', None) or e
         raise LyraError(f'{path} cannot be written ({why}): name another place.') from e
@@ -341,13 +359,13 @@ class MadeWith(Schema):
     weights:Digest
     rounded:Digest
     versions:dict[str, str]
-    template:str
+    template:Literal['chat', 'transcript']
     closed:bool=False
 
 class PersonaHeader(Schema):
     "The JSON text of a persona's file."
     made_with:MadeWith
-    text:str
+    text:Text
     token_ids:Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]
     sha256:Digest
 
@@ -383,27 +401,34 @@ def _numbers(signature:Mapping[str, Any], *ends:str)->set[int]:
     return {n for x in found for n in (x if isinstance(x, list) else [x]) if isinstance(n, int)}
 
 def _head_sizes(signature:Mapping[str, Any])->set[int]:
-    "What the size of a head may be: one that the config names, or a query head's share of the hidden size."
+    "What the size of a head may be: one that the config names, or else a query head's share of the hidden size."
     parts = _numbers(signature, 'nope_head_dim', 'rope_head_dim')
     hidden, heads = _numbers(signature, 'hidden_size', 'n_embd'), _numbers(signature, 'attention_heads', 'n_head')
     shares = {h//n for h in hidden for n in heads if n}
-    return _numbers(signature, 'head_dim') | {a + b for a in parts for b in parts} | shares
+    return _numbers(signature, 'head_dim') | {a + b for a in parts for b in parts} or shares
+
+def _have_shapes(persona:Persona)->bool:
+    "Whether keys and values are [1, K, P, D], with K and D as the config has them, and alike in layers of one type."
+    config, layers = persona.made_with['signature'], [*zip(persona.keys, persona.values, strict=True)]
+    heads = _numbers(config, 'key_value_heads', 'attention_heads', 'kv_heads', 'n_head')
+    if not _numbers(config, 'key_value_heads'): heads.add(1)                    # all queries may share one
+    if any(k.ndim != 4 or k.shape[:3] != v.shape[:3] or v.ndim != 4 or k.shape[1] not in heads
+           or k.shape[::2][:2] != (1, len(persona.token_ids)) for k, v in layers): return False
+    sizes, least = _head_sizes(config), [min(x.shape[3] for x in part) for part in zip(*layers)]
+    kinds = config.get('layer_types') or range(len(layers))
+    alike = {(kind, k.shape, v.shape) for kind, (k, v) in zip(kinds, layers)}
+    return (not sizes or {*least} <= sizes) and len(alike) == len({kind for kind, *_ in alike})
 
 def is_sound(
     persona:Persona, # as it was read
 )->bool:
-    "Whether its parts belong together: tensors [1, K, P, D] in every layer, P tokens, and a config with such layers."
+    "Whether its parts belong together: tensors of the right shapes and dtypes, and a config with so many layers."
     config, P, n = persona.made_with['signature'], len(persona.token_ids), len(persona.keys)
-    heads = _numbers(config, 'key_value_heads', 'attention_heads', 'kv_heads', 'n_head')
-    if not _numbers(config, 'key_value_heads'): heads.add(1)                    # all queries may share one
-    sizes = _head_sizes(config)                                                 # some layers have larger heads
-    layers = all(k.ndim == v.ndim == 4 and k.shape[:3] == v.shape[:3] and k.shape[::2][:2] == (1, P)
-                 and k.shape[1] in heads and min(k.shape[3], v.shape[3]) >= min(sizes, default=1)
-                 for k, v in zip(persona.keys, persona.values, strict=True))
     longest = min(_numbers(dict(limit=config.get('max_position_embeddings')), 'limit'), default=P)
     most = _numbers(config, 'num_hidden_layers', 'n_layer', 'num_layers')
+    shared = config.get('num_kv_shared_layers') or 0                            # layers without keys of their own
     dtypes = {x.dtype for x in persona.values}
-    return (0 < n <= max(most, default=0) and P <= longest and layers
+    return (n > 0 and n + shared in most and P <= longest and _have_shapes(persona)
             and {x.dtype for x in persona.keys} == {torch.float32}
             and len(dtypes) == 1 and dtypes < {torch.float64, torch.float32, torch.bfloat16, torch.float16}
             and max(persona.token_ids) < min(_numbers(config, 'vocab_size'), default=2**63))
@@ -414,8 +439,7 @@ def load(
     model:Any=None, # that is to attend to it, to be checked; None: a session or a cache checks when it takes it
 )->Persona:
     "Read a persona; raises `LyraError` where it is damaged, foreign, or made for another model."
-    if not isinstance(path, str | Path): raise LyraError(f'A persona is loaded from a path; got {path!r:.40}.')
-    text, tensors = _read(path := Path(path))
+    text, tensors = _read(path := as_path(path))
     header, layers = _header(path, text), range(len(tensors)//2)
     try: keys, values = (tuple(tensors.pop(f'layers.{i}.{kind}') for i in layers) for kind in ('keys', 'values'))
     except KeyError as e: raise LyraError(f'{path} lacks the tensor {e}: {AGAIN}') from e

@@ -18,7 +18,7 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from .core import LyraError, Schema, checked, digest, parse_json, write_file
-from .cache import LyraCache, follow_base
+from .cache import Index, LyraCache, follow_base
 from .buffer import set_front
 
 # %% ../nbs/44_state.ipynb #fe7e5ff1
@@ -75,6 +75,11 @@ def _kind(name:str, x:Tensor)->tuple[torch.dtype, list[int]]:
     slots = x.ndim - (2 if name.endswith(('.keys', '.values')) else 1 if name.endswith(('.window', '.front')) else 0)
     return x.dtype, [n for d, n in enumerate(x.shape) if d != slots]
 
+def _least(index:Index, seen:int, turn_start:int)->int:
+    "How many tokens a window holds at least, after so many: those that the next query sees."
+    window, policy = index.policy.window or 0, index.policy
+    return max(min(seen - int(index.first), window - 1), seen - turn_start if policy.turn else 0)
+
 def fits(
     cache:LyraCache, # with the policies and the persona of the one that was kept, after a few tokens
     tensors:Mapping[str, Tensor], # as by `state_of`
@@ -92,6 +97,7 @@ def fits(
     return (note['seen'] == rows['next'] == seen and rows['persona'] == 0 >= rows['past']
             and all(0 <= rows[name] <= seen for name in ('turn_start', 'base'))
             and all(w.tolist() == [*range(seen - len(w), seen)] for w in windows)
+            and all(len(w) >= _least(i, seen, rows['turn_start']) for i, w in zip(cache.indexes, windows))
             and all(x.ndim == 1 or x.shape[-2] == n for x, n in held)
             and all(x.isfinite().all() for x in tensors.values()))
 

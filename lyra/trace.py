@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FORMAT', 'UNREADABLE', 'Count', 'SHAPES', 'attention_weights', 'segment_shares', 'write_frame', 'read_note',
-           'read_frame', 'find_frames', 'Summary', 'Detail', 'Header', 'SummaryNote', 'DetailNote', 'check_shapes',
+           'read_frame', 'find_frames', 'Summary', 'Detail', 'TraceHeader', 'SummaryNote', 'DetailNote', 'check_shapes',
            'add_by_key', 'top_keys', 'LayerTally', 'TurnTally', 'Recorder', 'describe', 'every_policy', 'write_header',
            'create_trace', 'write_frames', 'surprisals', 'summarize', 'in_detail', 'Trace', 'open_trace', 'read_record',
            'key_text', 'held']
@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors, save as save_tensors
 from torch import Tensor
 
-from .core import LyraError, Schema, checked, number, parse_json
+from .core import LyraError, Schema, as_path, checked, number, parse_json
 from .attention import repeat_heads
 from .policy import SEGMENTS, ContextPolicy, layer_types, segments, visible
 from .cache import LyraCache
@@ -139,7 +139,7 @@ def _split(record:Summary|Detail)->tuple[dict[str, Tensor], dict]:
 # %% ../nbs/70_trace.ipynb #e0c0484e
 Count = Annotated[int, Field(ge=0)]
 
-class Header(Schema):
+class TraceHeader(Schema):
     "What the first frame says of the session."
     format:int # of the file
     model:str # the name of its folder
@@ -356,10 +356,13 @@ def write_header(
 def create_trace(
     path, # of the file, which is made
 )->BinaryIO:
-    "A new file, open for writing; raises `LyraError` where there is one or can be none."
-    try: return open(path, 'xb')
+    "A new file, for its owner alone, open for writing; raises `LyraError` where there is one or can be none."
+    path = as_path(path)
+    try: return open(path, 'xb', opener=lambda name, flags: os.open(name, flags, 0o600))
     except FileExistsError as e: raise LyraError(f'{path} exists: remove it, or name another file.') from e
-    except OSError as e: raise LyraError(f'{path} cannot be written ({e.strerror}): name another place.') from e
+    except (OSError, ValueError) as e:                                          # a NUL in the name is a ValueError
+        why = getattr(e, 'strerror', None) or 'no name of a file'
+        raise LyraError(f'{path!s:.60} cannot be written ({why}): name another place.') from e
 
 def write_frames(
     file:BinaryIO, # at its end
@@ -426,7 +429,7 @@ class Trace:
     def __init__(self,
         path, # that a `Recorder` has written, or is writing
     ):
-        self.path = Path(path)
+        self.path = as_path(path)
         self.frames:list[tuple[int, int]] = []                  # where they stand: offset and bytes
         self.header:dict[str, Any] = {}                         # what the first says of the session
         self.summaries:list[Summary] = []
@@ -445,6 +448,7 @@ class Trace:
 
     def _find(self, turn:int)->int:
         if not len(self): raise LyraError(f'{self.path.name} holds no turn yet: hold one first.')
+        number(turn, 'A turn', whole=True)
         if not 1 <= turn <= len(self): raise LyraError(f'{self.path.name} holds turns 1 to {len(self)}, not {turn}.')
         return turn
 
@@ -497,6 +501,7 @@ def open_trace(
 )->tuple[list[tuple[int, int]], dict[str, Any]]: # frames as by `find_frames`, the first one's note
     "Read the beginning of a trace; raises `LyraError` where there is none."
     try:
+        if path.exists() and not path.is_file(): raise LyraError(f'{path} is no file: name an existing trace.')
         with open(path, 'rb') as f:
             frames = find_frames(f)
             f.seek(frames[0][0])
@@ -506,7 +511,7 @@ def open_trace(
     except UNREADABLE as e: raise LyraError(f'{path} is no trace: record one with `lyra.trace.Recorder`.') from e
     if found != FORMAT:
         raise LyraError(f'{path} is in format {found!r:.20}, this version reads {FORMAT}: record it anew.')
-    header = checked(Header, note, f'{path} is damaged', 'record it anew')
+    header = checked(TraceHeader, note, f'{path} is damaged', 'record it anew')
     if len(header.policies) == len(header.layer_types): return frames, note
     raise LyraError(f'{path} is damaged (it has {len(header.policies)} policies for {len(header.layer_types)} layers): '
                     'record it anew.')
@@ -549,7 +554,9 @@ def key_text(
     while trace.summary(turn).start > position:
         turn -= 1
         if not turn: return '(before the recording)'
-    return trace.detail(turn).texts[position - trace.summary(turn).start]
+    texts, place = trace.detail(turn).texts, position - trace.summary(turn).start
+    if place < len(texts): return texts[place]
+    raise LyraError(f'{trace.path.name} holds no token {position} in turn {turn}: give the index of one that was read.')
 
 # %% ../nbs/70_trace.ipynb #997d9048
 def held(

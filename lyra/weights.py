@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['GEMMA_TERMS', 'INSTALL', 'SMOLLM2_TERMS', 'WHEEL', 'WHEEL_SHA256', 'WHEEL_GGUF', 'DEFAULT', 'MODELS', 'LOCATE',
            'PATIENCE', 'HTTP_FAULT', 'SAFE', 'LAYERS', 'TEXT_KEYS', 'OTHER_SENSES', 'SPREAD', 'BuiltIn', 'list_models',
-           'usual_sampling', 'made_once', 'checkpoint', 'default_checkpoint', 'checkpoint_config', 'resolve',
-           'find_checkpoint', 'text_only', 'load_weights', 'check_device', 'default_dtype', 'load_model',
+           'usual_sampling', 'made_once', 'checkpoint', 'default_checkpoint', 'GenerationFile', 'checkpoint_config',
+           'resolve', 'find_checkpoint', 'text_only', 'load_weights', 'check_device', 'default_dtype', 'load_model',
            'load_tokenizer']
 
 # %% ../nbs/10_weights.ipynb #1ee7417d
@@ -21,7 +21,7 @@ from importlib.util import find_spec
 from logging import getLogger
 from pathlib import Path
 from threading import Thread
-from typing import Any
+from typing import Annotated, Any
 from zipfile import ZipFile
 
 import torch
@@ -30,6 +30,7 @@ from huggingface_hub import HfApi, try_to_load_from_cache
 from huggingface_hub.errors import (GatedRepoError, HfHubHTTPError, HFValidationError, RepositoryNotFoundError,
                                     RevisionNotFoundError)
 from huggingface_hub.utils import validate_repo_id
+from pydantic import ConfigDict, Field
 from safetensors import SafetensorError
 from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
 from transformers import (MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING, AutoConfig, AutoModelForCausalLM,
@@ -37,7 +38,7 @@ from transformers import (MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPI
 from transformers import __version__ as transformers_version
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from .core import LyraError, StandardError, cache_path, read_json
+from .core import LyraError, Schema, StandardError, cache_path, checked, read_json
 
 # %% ../nbs/10_weights.ipynb #e2f3cbe8
 GEMMA_TERMS = ('The Gemma weights stand under the Gemma Terms of Use (https://ai.google.dev/gemma/terms), '
@@ -299,6 +300,7 @@ def _locate(
 )->tuple[Path|str, set[str]]: # what `from_pretrained` should load, and the names of its files
     "Find a checkpoint; raises `LyraError` with a remedy where there is none."
     place, inner = _place(name), hub.get('subfolder') or ''
+    if not isinstance(inner, str): raise LyraError(f'subfolder is a text; got {inner!r:.40}.')
     if isinstance(place, str):
         files = _ask_hub(place, **hub)
         if files is not None: return place, {Path(file).name for file in files if Path(file).parent == Path(inner)}
@@ -324,13 +326,26 @@ def _check_files(
                         'loaded: convert it to safetensors (`save_pretrained` does) where you trust it.')
     raise LyraError(f'{place} has a config.json but no weights: name a folder that holds safetensors, too.')
 
+class GenerationFile(Schema):
+    "What is used of a generation_config.json; any other field is for `generate`."
+    model_config = ConfigDict(extra='ignore')
+    do_sample:bool|None=None
+    temperature:Annotated[float, Field(ge=0)]|None=None
+    top_p:Annotated[float, Field(gt=0, le=1)]|None=None
+    repetition_penalty:Annotated[float, Field(ge=1e-3, le=1e3)]|None=None
+    eos_token_id:Annotated[int, Field(ge=0)]|list[Annotated[int, Field(ge=0)]]|None=None
+
 def _check_settings(
     path:Path, # a generation_config.json
 )->None:
     "Raises `LyraError` unless generation settings can be read; transformers takes damaged ones for none."
-    try: is_damaged = not isinstance(read_json(path), dict)
-    except LyraError: is_damaged = True
-    if is_damaged: raise LyraError(f'{path} is damaged: restore it, or remove it.')
+    damaged, remedy = f'{path} is damaged', 'restore it, or remove it'
+    try: found = read_json(path)
+    except LyraError as e: raise LyraError(f'{damaged}: {remedy}.') from e
+    checked(GenerationFile, found, damaged, remedy)
+    try: GenerationConfig.from_dict(found)
+    except Exception as e: # whatever foreign fields make of transformers
+        raise LyraError(f"{damaged} ({' '.join(str(e).split())[:120]}): {remedy}.") from e
 
 # %% ../nbs/10_weights.ipynb #27f66fe5
 LAYERS = {'full_attention', 'sliding_attention'}
@@ -345,6 +360,9 @@ def _unfit(
     if (is_encoder or can_be_either) and not getattr(config, 'is_decoder', False): return 'is an encoder'
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING: return 'is no causal language model'
     text = config.get_text_config(decoder=True)
+    if 'sliding_attention' in (getattr(text, 'layer_types', None) or ()):
+        window = getattr(text, 'sliding_window', None)
+        if not isinstance(window, int) or window < 1: return f'has a sliding_window of {window!r:.20}'
     if (odd := set(getattr(text, 'layer_types', None) or ()) - LAYERS): return f'has layers of {sorted(odd)[0]!r}'
     keeps_state = getattr(MODEL_FOR_CAUSAL_LM_MAPPING[type(config)], '_is_stateful', False)
     return 'is recurrent' if keeps_state or not hasattr(text, 'num_attention_heads') else ''

@@ -1228,6 +1228,8 @@ def explore(
 )->View|Tabs: # several views come in tabs, and move together
     "Pictures with controls."
     if not pictures: raise LyraError('There is nothing to explore: give one picture or more.')
+    if (wrong := [p for p in pictures if not isinstance(p, Picture)]):
+        raise LyraError(f'{wrong[0]!r:.40} is no picture: give one such as CacheMap(trace).')
     state = ViewState(turn=pictures[0].turn, layer=next((p.layer for p in pictures if hasattr(p, 'layer')), 0))
     views = [View(p, state, folder=folder) for p in pictures]
     return views[0] if len(views) == 1 else Tabs(views)

@@ -561,15 +561,16 @@ export function mount(model, el) {
   for (const name of names) model.on('change:' + name, redraw);
   const later = () => requestAnimationFrame(draw);
   const size = new ResizeObserver(later), theme = new MutationObserver(later);
-  const dark = matchMedia('(prefers-color-scheme: dark)');
+  const media = ['(prefers-color-scheme: dark)', '(forced-colors: active)'].map(query => matchMedia(query));
   draw();
   size.observe(el);
   theme.observe(document.body, { attributes: true });
-  dark.addEventListener('change', later);
+  for (const query of media) query.addEventListener('change', later);
   return () => {
     for (const name of names) model.off('change:' + name, redraw);
     model.off('change:scene', answered);
-    clearInterval(playing); size.disconnect(); theme.disconnect(); dark.removeEventListener('change', later);
+    clearInterval(playing); size.disconnect(); theme.disconnect();
+    for (const query of media) query.removeEventListener('change', later);
   };
 }
 

@@ -394,6 +394,8 @@ def read_character(
         raise LyraError(f'{path} is {other}, from which no card is read: export the character as PNG or JSON in the '
                         'program that it was made with.')
     if not data.startswith(PNG):
+        if Path(path).suffix.lower() == '.png' and not data.lstrip(b'\xef\xbb\xbf \t\r\n').startswith((b'{', b'[')):
+            raise LyraError(f'{path} is no PNG image: save the picture as PNG, or export the character as JSON.')
         row = read_json(path)
         return as_character(row, str(path), user) if is_character(row) else Character(as_card(row, str(path)))
     first, *others = card_texts(data, str(path)).values()

@@ -201,7 +201,8 @@ function render({ model, el }) {
     const more = make('button', t.note, { type: 'button' }, 'Put back');
     t.note.insertBefore(document.createTextNode(' '), more);
     more.onclick = () => {
-      field.value = [t.you.textContent, field.value].filter(Boolean).join('\n');
+      const text = t.you.textContent;
+      if (field.value !== text) field.value = [text, field.value].filter(Boolean).join('\n');
       t.node.remove(); book.turns.delete(key); changed(); field.focus();
     };
   }

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['NAMES', 'NOTES', 'MACROS', 'LONGEST', 'Name', 'Flag', 'Number', 'SPECS', 'OLD', 'FLAT', 'PARTS', 'Say', 'UNUSED',
-           'EMPTY', 'PNG', 'LARGEST_IMAGE', 'LARGEST_TEXT', 'MOST_CHUNKS', 'KEYWORDS', 'FORMATS', 'with_line_ends',
-           'spoken', 'unknown_macros', 'Entry', 'Book', 'Fields', 'as_fields', 'is_character', 'card_data', 'turns_of',
-           'examples_of', 'parts_of', 'compose', 'unused', 'lyra_fields', 'Character', 'is_newer', 'as_character',
-           'chunks', 'chunk', 'card_texts', 'decoded', 'read_character', 'as_chara_card', 'write_character',
-           'with_card', 'card_of', 'build_character', 'hub_card']
+           'EMPTY', 'PNG', 'LARGEST_IMAGE', 'LARGEST_TEXT', 'MOST_CHUNKS', 'KEYWORDS', 'TEXTS', 'FORMATS', 'NOTICE',
+           'with_line_ends', 'spoken', 'unknown_macros', 'Entry', 'Book', 'Fields', 'as_fields', 'is_character',
+           'card_data', 'turns_of', 'examples_of', 'parts_of', 'compose', 'unused', 'lyra_fields', 'Character',
+           'is_newer', 'as_character', 'chunks', 'chunk', 'card_texts', 'decoded', 'read_character', 'as_chara_card',
+           'as_version_2', 'write_character', 'with_card', 'card_of', 'build_character', 'hub_card']
 
 # %% ../nbs/54_character.ipynb #8c2ed869
 import base64, json, re, struct, zlib
@@ -315,6 +315,7 @@ PNG = b'\x89PNG\r\n\x1a\n'
 LARGEST_IMAGE, LARGEST_TEXT = 2**26, 2**24 # bytes
 MOST_CHUNKS = 2**16 # of an image
 KEYWORDS = b'ccv3', b'chara' # of a card, the first counts
+TEXTS = b'tEXt', b'zTXt', b'iTXt' # kinds of chunks that begin with a keyword
 FORMATS = {b'\xff\xd8\xff': 'a JPEG image', b'GIF8': 'a GIF image', b'RIFF': 'a WebP image',
            b'PK\x03\x04': 'an archive (.charx or .zip)'}
 
@@ -348,19 +349,22 @@ def chunk(
 def card_texts(
     data:bytes, # of a PNG file
     where:str, # the place that an error names
-)->dict[bytes, bytes]: # keyword -> base64
-    "The cards in a PNG file; raises `LyraError` where there is none, or one that cannot be read."
-    found = dict[bytes, bytes]()
+)->dict[bytes, bytes]: # keyword -> base64; the card that counts comes first
+    "The cards in a PNG file; raises `LyraError` where there is none, or the one that counts cannot be read."
+    found = dict[bytes, list[tuple[bytes, bytes]]]()
     for kind, body in chunks(data, where):
         key, _, text = body.partition(b'\0')
-        if kind not in (b'tEXt', b'zTXt', b'iTXt') or (key := key.lower()) not in KEYWORDS: continue
-        if kind != b'tEXt' or len(text) > LARGEST_TEXT:
-            raise LyraError(f'{where}: its card is in a zTXt or iTXt chunk, or has over {LARGEST_TEXT} bytes: '
-                            'export it as JSON.')
-        if found.setdefault(key, text) != text: raise LyraError(f'{where} holds two cards: export the right one anew.')
-    if found: return found
-    raise LyraError(f'{where} is an image without a character card: export the character as PNG or JSON in the program '
-                    'that it was made with.')
+        if kind in TEXTS and (key := key.lower()) in KEYWORDS: found.setdefault(key, []).append((kind, text))
+    if not found:
+        raise LyraError(f'{where} is an image without a character card: export the character as PNG or JSON in the '
+                        'program that it was made with.')
+    found = {key: found[key] for key in KEYWORDS if key in found}
+    first = next(iter(found.values()))
+    if any(kind != b'tEXt' or len(text) > LARGEST_TEXT for kind, text in first):
+        raise LyraError(f'{where}: its card is in a zTXt or iTXt chunk, or has over {LARGEST_TEXT} bytes: '
+                        'export it as JSON.')
+    if len({text for _, text in first}) > 1: raise LyraError(f'{where} holds two cards: export the right one anew.')
+    return {key: texts[0][1] for key, texts in found.items()}
 
 def decoded(
     coded:bytes, # base64, also that for addresses, with white space or without padding
@@ -373,6 +377,13 @@ def decoded(
         raise LyraError(f'{where} is not base64 of UTF-8 text: export the character anew.') from e
 
 # %% ../nbs/54_character.ipynb #d14f83e3
+def _beside(coded:bytes, data:Mapping[str, Any])->str:
+    "What is said of a card of version 2 beside that of version 3, whose fields are `data`; '' where it adds nothing."
+    try: other = card_data(parse_json(decoded(coded, 'chara'), 'chara'), 'chara')
+    except LyraError: return 'the chunk chara, which cannot be read: the chunk ccv3 counts'
+    more = [k for k in Fields.model_fields if other.get(k) not in EMPTY and other[k] != data.get(k)]
+    return f'the chunk chara, which differs in {_listed(more)}: the chunk ccv3 counts' if more else ''
+
 def read_character(
     path:Path|str, # PNG, or JSON
     user:str='User', # the name that takes the place of {{user}}
@@ -383,16 +394,17 @@ def read_character(
         raise LyraError(f'{path} is {other}, from which no card is read: export the character as PNG or JSON in the '
                         'program that it was made with.')
     if not data.startswith(PNG):
+        if Path(path).suffix.lower() == '.png' and not data.lstrip(b'\xef\xbb\xbf \t\r\n').startswith((b'{', b'[')):
+            raise LyraError(f'{path} is no PNG image: save the picture as PNG, or export the character as JSON.')
         row = read_json(path)
         return as_character(row, str(path), user) if is_character(row) else Character(as_card(row, str(path)))
-    texts = card_texts(data, str(path))
-    key = next(key for key in KEYWORDS if key in texts)
-    row = parse_json(decoded(texts[key], str(path)), str(path))
+    first, *others = card_texts(data, str(path)).values()
+    row = parse_json(decoded(first, str(path)), str(path))
     if isinstance(row, Mapping) and not is_character(row):
         return Character(as_card(row, str(path)))
     found = as_character(row, str(path), user)
-    if len(texts) == 1: return found
-    return replace(found, left=(*found.left, 'the chunk chara: the card of version 2 beside that of version 3'))
+    said = [_beside(coded, card_data(row, str(path))) for coded in others]
+    return replace(found, left=(*found.left, *filter(None, said)))
 
 # %% ../nbs/54_character.ipynb #e0fa46ce
 def as_chara_card(
@@ -413,6 +425,16 @@ def as_chara_card(
                 tags=[card.category], extensions=dict(lyra=own))
     return dict(spec=SPECS[1], spec_version='3.0', data=data)
 
+NOTICE = ('This is the copy of a character card of version 3 for programs that read version 2. A program that reads '
+          'version 3 finds the card itself in the chunk ccv3.')
+
+def as_version_2(
+    row:Mapping[str, Any], # a `chara_card_v3`, as `as_chara_card` gives it
+)->dict[str, Any]: # a `chara_card_v2`
+    "The same card for programs that do not know version 3, with a notice for whoever sees it there."
+    data = {k: v for k, v in row['data'].items() if k != 'group_only_greetings'}
+    return dict(spec=SPECS[0], spec_version='2.0', data=data | dict(creator_notes=NOTICE))
+
 def write_character(
     card:Card, # to be written
     path:Path|str, # .json or .png, replaced if it exists
@@ -420,11 +442,12 @@ def write_character(
     examples:Sequence[tuple[str, str]]=(), # turns of the user and the character
 )->Path: # the file
     "Write a card for other programs; raises `LyraError` where it cannot be written, or the image is no PNG."
-    path, text = Path(path), json.dumps(as_chara_card(card, examples), ensure_ascii=False, indent=1)
+    path, row = Path(path), as_chara_card(card, examples)
     if path.suffix not in ('.json', '.png'): raise LyraError(f'{path}: a character card is a .json or a .png file.')
     if (path.suffix == '.png') == (image is None):
         raise LyraError(f'{path}: a .png needs an image, and a .json has none: name the picture with the .png only.')
-    data = text.encode() if image is None else with_card(read_bytes(image), text, str(image))
+    if image is not None: data = with_card(read_bytes(image), row, str(image))
+    else: data = json.dumps(row, ensure_ascii=False, indent=1).encode()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_file(path, data)
@@ -433,17 +456,19 @@ def write_character(
 
 def with_card(
     data:bytes, # of a PNG file
-    text:str, # the card, JSON
+    row:Mapping[str, Any], # a `chara_card_v3`
     where:str, # the place that an error names
 )->bytes:
     "A PNG file with a card in place of those it had; raises `LyraError` for what is no PNG, or too large."
     if not data.startswith(PNG): raise LyraError(f'{where} is no PNG image: save the picture as PNG.')
-    if len(coded := base64.b64encode(text.encode())) > LARGEST_TEXT:
-        raise LyraError(f'The card has {len(coded)} bytes, one in an image may have {LARGEST_TEXT}: write it as .json.')
+    cards = {b'chara': as_version_2(row), b'ccv3': row}
+    coded = {key: base64.b64encode(json.dumps(card, ensure_ascii=False).encode()) for key, card in cards.items()}
+    if (most := max(map(len, coded.values()))) > LARGEST_TEXT:
+        raise LyraError(f'The card has {most} bytes, one in an image may have {LARGEST_TEXT}: write it as .json.')
     def is_card(kind:bytes, body:bytes)->bool:
-        return kind in (b'tEXt', b'zTXt', b'iTXt') and body.partition(b'\0')[0].lower() in KEYWORDS
+        return kind in TEXTS and body.partition(b'\0')[0].lower() in KEYWORDS
     kept = [(kind, body) for kind, body in chunks(data, where) if not is_card(kind, body)]
-    kept.insert(-1, (b'tEXt', b'ccv3\0' + coded))
+    kept[-1:-1] = [(b'tEXt', key + b'\0' + text) for key, text in coded.items()]
     return PNG + b''.join(chunk(kind, body) for kind, body in kept)
 
 # %% ../nbs/54_character.ipynb #7186e750

@@ -165,6 +165,8 @@ def point_and_press(page, view) -> str:
     for key in ('Escape', 'ArrowUp', 't'): page.keyboard.press(key)
     pin.filter(has_text='Nothing is pinned').wait_for(timeout=10_000)
     assert view.locator('.sheet').get_by_role('row').count() > 50, 'the table is missing'
+    opener = view.get_by_role('button', name='table')
+    assert opener.get_attribute('aria-expanded') == 'true', 'the button does not say that the table is open'
     page.keyboard.press('t')
     assert not view.locator('.sheet').is_visible(), 'the table stays'
     return said
@@ -338,6 +340,16 @@ def use_marks(page, view) -> None:
     page.keyboard.press('t')
 
 
+def look_narrow(page, view) -> None:
+    "On a small screen, and with forced colours."
+    page.set_viewport_size(dict(width=320, height=600))
+    page.wait_for_timeout(500)
+    wide = page.evaluate('document.documentElement.scrollWidth')
+    assert wide <= 320, f'at 320 pixels the page is {wide} wide'
+    page.emulate_media(forced_colors='active')
+    assert view.evaluate(CONTRAST) > 4.5, 'forced colours are not taken'
+
+
 def check_pages(browser, folder: Path) -> None:
     "The saved pages, with the network off, in either colour scheme."
     script = axe(folder)
@@ -358,6 +370,7 @@ def check_pages(browser, folder: Path) -> None:
         page.screenshot(path=SHOTS/f'page-{path.stem}-{scheme}.png', full_page=True)
         if scheme == 'light':
             check_access(page, script, 'html')
+            look_narrow(page, view)
         context.close()
         assert not faults, f'{path.name}: {faults[:3]}'
 
@@ -412,6 +425,7 @@ def type_while_busy(p: ChatPage) -> None:
     assert [text for text, _ in p.transcript()] == ['Hello my friend', 'Is it windy?', 'Good night'], p.transcript()
     assert p.field.input_value() == 'left in the field', p.field.input_value()
     assert p.transcript() == p.heard(), 'the view shows another conversation than the kernel has'
+    assert p.transcript()[-1][1] in p.chat.locator('.aloud').text_content(), 'the last reply is not read aloud'
 
 
 def stop_and_correct(p: ChatPage, shot) -> None:

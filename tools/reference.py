@@ -1,5 +1,5 @@
 "The reference of the package as Markdown for Sphinx, read from its source alone: nothing is imported."
-import ast, io, re, tokenize
+import ast, io, json, re, tokenize
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -179,8 +179,9 @@ def class_(module: Module, node: ast.ClassDef, source: str) -> str:
 def constant(module: Module, name: str, node: ast.Assign | ast.AnnAssign, source: str) -> str:
     "A name with its value, where that is short, and its comment."
     value = ast.unparse(node.value) if node.value and defines(node) == [name] else ''
+    written = json.dumps(value, ensure_ascii=False)       # in quotes, since a value may begin with one
     return directive('data', name, text(plain(module.comments.get(node.lineno, '')), source),
-                     **({'value': value} if value and len(value) <= WIDTH else {}))
+                     **({'value': written} if value and len(value) <= WIDTH else {}))
 
 
 def entry(module: Module, name: str, node: ast.stmt) -> str:

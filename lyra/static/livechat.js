@@ -8,6 +8,11 @@ function make(tag, parent, attributes = {}, text = '') {
   return node;
 }
 
+// ## say
+function say(node, text) {                                // the same is not written, or it would be read aloud again
+  if (node.textContent !== text) node.textContent = text;
+}
+
 // ## newKey
 function newKey() {                                       // randomUUID is missing where a page comes over plain http
   return [...crypto.getRandomValues(new Uint8Array(12))].map(x => x.toString(16).padStart(2, '0')).join('');
@@ -115,7 +120,9 @@ const SILENT = 'The kernel does not answer. It is busy, or it was restarted: the
 function render({ model, el }) {
   const root = make('div', el, { class: 'lyra-chat', role: 'group', 'aria-label': 'Live chat' });
   const draw = settings(root, model, send);
-  const log = make('div', root, { class: 'log', role: 'log', 'aria-label': 'Transcript', tabindex: 0 });
+  const log = make('div', root, { class: 'log', role: 'log', 'aria-live': 'off', tabindex: 0,
+                                  'aria-label': 'Transcript' });
+  const aloud = make('div', root, { class: 'aloud', 'aria-live': 'polite' });     // a reply, when it is whole
   const book = transcript(log);
   const form = make('form', root, { 'aria-label': 'Message' });
   const field = make('textarea', form, { rows: 2, 'aria-label': 'Your message', placeholder: 'Say something',
@@ -146,7 +153,7 @@ function render({ model, el }) {
   // ## sending
   function send(message) {
     try { model.send(message); return true; }
-    catch (error) { silent.textContent = SILENT; return false; }
+    catch (error) { say(silent, SILENT); return false; }
   }
   function ask(message, text) {                           // the field is cleared when the kernel has taken the message
     const key = newKey();
@@ -168,7 +175,7 @@ function render({ model, el }) {
   function receive(message) {
     const t = book.turns.get(message.key);
     heard = Date.now();
-    silent.textContent = '';
+    say(silent, '');
     if (message.kind === 'open') opened(message.turns);
     else if (!t) return settled(message);
     else if (message.kind === 'taken') {
@@ -190,17 +197,19 @@ function render({ model, el }) {
   function failed(key, t, why) {
     if (waits === key) waits = '';
     book.show(t, { state: 'failed', note: why });
+    aloud.textContent = why;
     const more = make('button', t.note, { type: 'button' }, 'Put back');
     t.note.insertBefore(document.createTextNode(' '), more);
     more.onclick = () => {
-      field.value = [t.you.textContent, field.value].filter(Boolean).join('\n');
+      const text = t.you.textContent;
+      if (field.value !== text) field.value = [text, field.value].filter(Boolean).join('\n');
       t.node.remove(); book.turns.delete(key); changed(); field.focus();
     };
   }
   function settled(message) {                             // of a change of settings, which is no turn
     if (message.kind === 'start') changing = message.key;
     else if (message.key === changing) changing = '';
-    if (message.kind === 'failed') { silent.textContent = message.text; draw(); }
+    if (message.kind === 'failed') { say(silent, message.text); draw(); }
     changed();
   }
 
@@ -212,8 +221,8 @@ function render({ model, el }) {
     const off = (node, is) => node.setAttribute('aria-disabled', String(Boolean(is)));
     off(stop, !running()); off(again, busy || !lastText()); off(edit, busy || !lastText());
     field.setAttribute('aria-label', editing ? 'Edit your last message' : 'Your message');
-    status.textContent = [model.get('status'), editing && 'Enter holds the last turn again; Esc leaves it.',
-                          waiting && `${waiting} waiting`].filter(Boolean).join(' ');
+    say(status, [model.get('status'), editing && 'Enter holds the last turn again; Esc leaves it.',
+                 waiting && `${waiting} waiting`].filter(Boolean).join(' '));
     const open = book.inState('sending', 'queued', 'running', 'failed').map(([key, t]) => [key, t.you.textContent]);
     draft.write({ text: [field.value, aside].filter(Boolean).join('\n'), open: [...(left.open || []), ...open] });
   }
@@ -231,7 +240,7 @@ function render({ model, el }) {
   function ask_whether_alive() {
     const open = book.inState('sending', 'queued', 'running').length;
     if (!open && !asked) return;
-    if (asked && heard < asked && Date.now() - asked > 4000) silent.textContent = SILENT;
+    if (asked && heard < asked && Date.now() - asked > 4000) say(silent, SILENT);
     if (heard >= asked && Date.now() - heard > 3000) { asked = Date.now(); send({ kind: 'ping', key: '' }); }
     if (heard >= asked && !open) asked = 0;
   }
@@ -253,7 +262,12 @@ function render({ model, el }) {
 
   // ## life
   field.value = left.text || '';
-  const lines = () => { book.sync(model.get('lines') || []); changed(); };
+  const lines = () => {
+    const now = model.get('lines') || [], last = now.at(-1), known = last && book.turns.get(last.key);
+    if (known && known.state !== 'finished') aloud.textContent = `${last.reply} ${last.note}`;
+    book.sync(now);
+    changed();
+  };
   const gone = () => { asked = Date.now(); send({ kind: 'ping', key: '' }); };
   const events = { 'msg:custom': receive, 'change:lines': lines, 'change:status': changed, 'change:chosen': draw,
                    'change:choices': draw, 'comm_live_update': gone };

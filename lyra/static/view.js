@@ -15,6 +15,9 @@ export function make(tag, parent, attributes = {}, text = '') {
   return node;
 }
 
+// A live region is read aloud when it is written to, so what is the same is not written again.
+export function say(node, text) { if (node.textContent !== text) node.textContent = text; }
+
 // ---- the numbers of a scene
 
 function unpack(scene) {
@@ -218,12 +221,14 @@ export function mount(model, el) {
   const get = name => model.get(name);
   const root = make('div', el, { class: 'lyra-view', role: 'group' });
   const bar = make('div', root, { class: 'bar' }), status = make('div', root, { role: 'status' });
-  const pinned = make('div', root, { class: 'pin' }), stage = make('div', root, { class: 'stage' });
-  const notes = make('div', root, { class: 'notes' });
+  const pinned = make('div', root, { class: 'pin', 'aria-live': 'polite' });
+  const stage = make('div', root, { class: 'stage' }), notes = make('div', root, { class: 'notes' });
+  const foot = make('div', root, { class: 'bar' });         // its button "table" stands before what it opens
   const sheet = make('div', root, { class: 'sheet', hidden: '', tabindex: 0, role: 'region',
-    'aria-label': 'Table of the chosen row' });
-  const foot = make('div', root, { class: 'bar' }), tip = make('div', root, { class: 'tip', 'aria-hidden': 'true' });
-  let scene, panels, places = [], built = '', hover = null, asking = false, player = 0;
+    'aria-label': 'Table of the same numbers' });
+  const tip = make('div', root, { class: 'tip', 'aria-hidden': 'true' });
+  let scene, panels, places = [], built = '', hover = null, asking = false;
+  let playing = 0, player, opener;                          // a timer, and the buttons "play" and "table"
 
   const view = { get, look: get('look'), ink: '', paper: '',
     plane: p => Math.max(0, p.planes.findIndex(({ name }) => name === get(p.by))),
@@ -319,9 +324,9 @@ export function mount(model, el) {
       (panel.kind === 'words' ? words : canvas)(panel, i);
     });
     const now = tell(0, chosen(0));
-    status.textContent = [scene.caption, now[0].toUpperCase() + now.slice(1), get('note')].filter(Boolean).join('. ');
+    say(status, [scene.caption, now[0].toUpperCase() + now.slice(1), get('note')].filter(Boolean).join('. '));
     const what = { words: 'token', lines: 'line', points: 'mark' }[panels[0].kind] || 'cell';
-    pinned.textContent = get('pin').length ? 'Pinned: ' + tellPin(get('pin')) : `Nothing is pinned: click a ${what}.`;
+    say(pinned, get('pin').length ? 'Pinned: ' + tellPin(get('pin')) : `Nothing is pinned: click a ${what}.`);
     listNotes();
     if (!sheet.hidden) table();
     if (hover) point(hover);
@@ -431,13 +436,14 @@ export function mount(model, el) {
     for (const [name, control] of Object.entries(scene.controls)) fields[name] = field(name, control);
     places = panels.map(place);
     for (const kind of get('saves')) button(foot, `save ${kind.toUpperCase()}`, () => model.send({ save: kind }));
-    button(foot, 'table', toggle);
+    opener = button(foot, 'table', toggle);
+    opener.setAttribute('aria-expanded', String(!sheet.hidden));
     make('span', foot, { class: 'keys' }, keysInWords());
     if (old >= 0) places[old]?.node.focus();
     else if (kept) [...root.querySelectorAll('[aria-label]')].find(n => n.getAttribute('aria-label') === kept)?.focus();
   }
-  function button(parent, name, act) {
-    const node = make('button', parent, { type: 'button', 'aria-label': name }, name);
+  function button(parent, name, act, spoken = name) {       // `spoken` begins with the name that is seen
+    const node = make('button', parent, { type: 'button', 'aria-label': spoken }, name);
     node.onclick = act;
     return node;
   }
@@ -457,15 +463,24 @@ export function mount(model, el) {
     if (name !== 'turn') return [node];
     const slider = make('input', here, { type: 'range', ...bounds, 'aria-label': 'turn, slider' });
     slider.oninput = () => ask({ turn: +slider.value });
-    button(here, 'previous', () => move('turn', -1)); button(here, 'next', () => move('turn', 1));
-    const play = button(here, 'play', () => player ? stop() : start());
-    const stop = () => { clearInterval(player); player = 0; play.textContent = 'play'; };
-    const start = () => { play.textContent = 'stop';
-      player = setInterval(() => {
-        if (!root.isConnected || get('turn') >= scene.controls.turn.max) stop();
-        else if (scene.turn === get('turn')) move('turn', 1);           // the last one has arrived
-      }, 250); };
+    button(here, 'previous', () => move('turn', -1), 'previous turn');
+    button(here, 'next', () => move('turn', 1), 'next turn');
+    player = button(here, 'play', () => playing ? rest() : play());
+    labelPlayer();
     return [node, slider];
+  }
+  function labelPlayer() {
+    const [seen, spoken] = playing ? ['stop', 'stop playing'] : ['play', 'play the turns'];
+    player.textContent = seen; player.setAttribute('aria-label', spoken);
+    status.setAttribute('aria-live', playing ? 'off' : 'polite');       // nobody can hear four turns a second
+  }
+  function rest() { clearInterval(playing); playing = 0; labelPlayer(); }
+  function play() {
+    playing = setInterval(() => {
+      if (!root.isConnected || get('turn') >= scene.controls.turn.max) rest();
+      else if (scene.turn === get('turn')) move('turn', 1);             // the last one has arrived
+    }, 250);
+    labelPlayer();
   }
   function place(panel, i) {
     const box = make('div', stage, { class: 'panel' });
@@ -507,6 +522,7 @@ export function mount(model, el) {
   }
   function toggle() {
     sheet.hidden = !sheet.hidden;
+    opener.setAttribute('aria-expanded', String(!sheet.hidden));
     if (!sheet.hidden) table();
   }
 
@@ -526,7 +542,7 @@ export function mount(model, el) {
     ArrowUp: () => row(-1), ArrowDown: () => row(1),
     h: () => move('head', 1), H: () => move('head', -1),
     Enter: e => { const i = Math.max(0, places.findIndex(({ node }) => node === e.target)); pin(i, chosen(i)); },
-    Escape: () => ask({ pin: [] }), t: toggle };
+    Escape: () => { point(null); ask({ pin: [] }); }, t: toggle };
   root.onkeydown = e => {
     if (e.ctrlKey || e.metaKey || e.altKey) return;         // Ctrl+S and the like are the page's
     e.stopPropagation();                                    // a plain key would be a command to the notebook
@@ -545,15 +561,16 @@ export function mount(model, el) {
   for (const name of names) model.on('change:' + name, redraw);
   const later = () => requestAnimationFrame(draw);
   const size = new ResizeObserver(later), theme = new MutationObserver(later);
-  const dark = matchMedia('(prefers-color-scheme: dark)');
+  const media = ['(prefers-color-scheme: dark)', '(forced-colors: active)'].map(query => matchMedia(query));
   draw();
   size.observe(el);
   theme.observe(document.body, { attributes: true });
-  dark.addEventListener('change', later);
+  for (const query of media) query.addEventListener('change', later);
   return () => {
     for (const name of names) model.off('change:' + name, redraw);
     model.off('change:scene', answered);
-    clearInterval(player); size.disconnect(); theme.disconnect(); dark.removeEventListener('change', later);
+    clearInterval(playing); size.disconnect(); theme.disconnect();
+    for (const query of media) query.removeEventListener('change', later);
   };
 }
 

@@ -103,7 +103,7 @@ class Trial:
     @cached_property
     def persona(self)->Persona:
         "The persona of the first tokens."
-        return read_persona(self.model, tuple(self.ids[0, :self.P].tolist()), '', template='transcript')
+        return read_persona(self.model, tuple(self.ids[0, :self.P].tolist()), 'A trial.', template='transcript')
 
     @property
     def text(self)->Tensor:

@@ -8,7 +8,7 @@ __all__ = ['SETS', 'Reply', 'replies_of', 'among', 'TalkLoss', 'start', 'fine_tu
 
 # %% ../nbs/06_talk.ipynb #fff00506
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,14 +18,14 @@ from torch import Tensor
 from tqdm import tqdm
 from lyra.chat import read_conversations
 from lyra.core import LyraError, data_path
-from lyra.drift import Estimate, interval, shuffled_turns
+from lyra.drift import interval, shuffled_turns
 from lyra_bench.artefact import load_trained
 from lyra_bench.dialogues import Dialogue, answer_ids, attributes, dialogues, past_ids, read_dialogues
 from lyra_bench.frozen import base_hash, frozen_base
-from lyra_bench.scoring import paired, score, summarise
+from lyra_bench.scoring import score
 from lyra_bench.talk import Talk, read_csv_talks, read_talks
 from lyra_bench.training import train
-from .experiment import _about, _recorded, _says, gates
+from .experiment import _about, _recorded, _says
 from .memory import KIND, InjectionMemory, default_weights, load
 from .model import InjectionModel, token_losses
 from .store import stack

@@ -82,11 +82,11 @@ def train_talk_command(args)->int: # exit code
     "Go on with talk, save, and say how long it took."
     base, tokenizer = _base(args)
     model = start(InjectionModel(base, null=True), _before(args))
-    chosen = dict(steps=args.steps, lr=args.lr, seed=args.seed)
-    small = dict(n=32, turns=3, warmup=5) if args.tiny else {}
+    chosen = dict(steps=args.steps, lr=args.lr, seed=args.seed, warmup=min(10, args.steps))
+    if args.tiny: chosen |= dict(n=32, turns=3)
     out = args.out or (TINY/'talk' if args.tiny else Path('out/injection_v1_talk'))
-    log = fine_tune_talk(model, tokenizer, out=out, save_every=args.save_every, **chosen, **small)
-    path = save(model, _talk_weights(args), chosen | small)
+    log = fine_tune_talk(model, tokenizer, out=out, save_every=args.save_every, **chosen)
+    path = save(model, _talk_weights(args), chosen)
     tail = max(1, min(20, len(log)//2))
     print(f'{len(log)} steps in {log.seconds.sum():.0f} s: loss {log.loss[:tail].mean():.3f} at first, '
           f'{log.loss[-tail:].mean():.3f} at last\n{path}: {path.stat().st_size/1e6:.2f} MB')
@@ -143,7 +143,7 @@ def parser()->argparse.ArgumentParser:
     p = _command(commands, 'train-talk', train_talk_command, 'go on with general talk; resumes what was stopped',
                  'run (default: out/injection_v1_talk)')
     p.add_argument('--start', type=Path, help="weights to start from (default: the package's)")
-    _numbers(p, steps=(1, 120, ''), lr=(0., 5e-3, ''), seed=(0, 0, ''), save_every=(1, 10, ''))
+    _numbers(p, steps=(1, 60, ''), lr=(0., 1e-2, ''), seed=(0, 0, ''), save_every=(1, 5, ''))
     p = _command(commands, 'evaluate-talk', evaluate_talk_command, 'replies with and without the memory',
                  'tables (default: results/talk)')
     p.add_argument('--start', type=Path, help="weights to compare with (default: the package's)")

@@ -45,6 +45,7 @@ class MemoryCrossAttention(nn.Module):
         rank:int=4,
         *,
         seed:int=0,
+        null:bool=False, # whether the null slot has a trained key
     ):
         super().__init__()
         self.k_proj = LowRankLinear(attention.k_proj, rank, seed=seed)
@@ -52,6 +53,9 @@ class MemoryCrossAttention(nn.Module):
         self.o_proj = LowRankLinear(attention.o_proj, rank, seed=seed + 2)
         self.k_norm, self.head_dim = attention.k_norm, attention.head_dim
         self.num_key_value_groups, self.scaling = attention.num_key_value_groups, attention.scaling
+        n_in, start = attention.k_proj.weight.shape[0], attention.k_proj.weight
+        zeros = torch.zeros(n_in//self.head_dim, self.head_dim, dtype=start.dtype, device=start.device)
+        self.null_key = nn.Parameter(zeros) if null else None                             # [K, D]
 
     def project(self,
         memory:Tensor, # [B, S, hidden], normed as the layer norms its input
@@ -59,6 +63,14 @@ class MemoryCrossAttention(nn.Module):
         "The memory's keys and values; they do not depend on the query."
         heads = lambda x: x.view(*x.shape[:-1], -1, self.head_dim).transpose(-3, -2)
         return self.k_norm(heads(self.k_proj(memory))), heads(self.v_proj(memory))
+
+    def null_logit(self,
+        query:Tensor, # [B, H, T, D]
+    )->Tensor: # [B, H, T, 1]
+        "The logit of the null slot: 0, or what its key says to the query."
+        if self.null_key is None: return query.new_zeros(*query.shape[:-1], 1)
+        key = self.null_key.repeat_interleave(self.num_key_value_groups, dim=0)           # [H, D]
+        return (query*key[:, None]).sum(-1, keepdim=True)*self.scaling
 
     def forward(self,
         query:Tensor, # [B, H, T, D]
@@ -69,7 +81,7 @@ class MemoryCrossAttention(nn.Module):
         "Attend to the memory's real positions and to the null slot."
         logits = query @ repeat_heads(key, self.num_key_value_groups).mT * self.scaling
         logits = logits.masked_fill(~mask[:, None, None], float('-inf'))
-        logits = nn.functional.pad(logits, (0, 1))                                        # the null slot: logit 0
+        logits = torch.cat([logits, self.null_logit(query)], dim=-1)
         weights = torch.softmax(logits, dim=-1, dtype=torch.float32)[..., :-1].to(query.dtype)
         output = (weights @ repeat_heads(value, self.num_key_value_groups)).transpose(1, 2)
         return self.o_proj(output.flatten(2)), weights
@@ -82,10 +94,11 @@ class MemoryInjectionBlock(nn.Module):
         rank:int=4,
         *,
         seed:int=0,
+        null:bool=False, # whether the null slot has a trained key
     ):
         super().__init__()
         self.q_proj, self.q_norm = LowRankLinear(attention.q_proj, rank, seed=seed), attention.q_norm
-        self.cross_attention = MemoryCrossAttention(attention, rank, seed=seed + 1)
+        self.cross_attention = MemoryCrossAttention(attention, rank, seed=seed + 1, null=null)
 
     def forward(self,
         hidden_states:Tensor, # [B, T, hidden], normed

@@ -37,7 +37,7 @@ def save(
 )->Path:
     "Write what was trained to one file."
     return save_trained(path, model.trained(), kind=KIND, base=base_hash(model.base),
-                        settings=(settings or {}) | dict(rank=model.rank))
+                        settings=(settings or {}) | dict(rank=model.rank, null=model.null))
 
 def load(
     base, # `Gemma3ForCausalLM` or `Lyra`, as the weights were trained on
@@ -51,7 +51,7 @@ def load(
         raise LyraError(f'{path} does not exist: train the injection first with `{TRAIN}`.')
     which = dict(kind=KIND, base=base_hash(base))
     _, settings = load_trained(path, **which)
-    model = InjectionModel(base, rank=settings['rank'], max_turns=max_turns)
+    model = InjectionModel(base, rank=settings['rank'], null=settings.get('null', False), max_turns=max_turns)
     state, _ = load_trained(path, **which, shapes={n: tuple(p.shape) for n, p in model.trained().items()})
     with torch.no_grad():
         for n, p in model.trained().items(): p.copy_(state[n])

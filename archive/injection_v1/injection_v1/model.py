@@ -28,11 +28,12 @@ class LyraDecoderLayer(nn.Module):
         rank:int=4,
         *,
         seed:int=0,
+        null:bool=False, # as for `MemoryCrossAttention`
     ):
         super().__init__()
         norm = layer.post_attention_layernorm
         self.layer, self.index = layer, index
-        self.injection = MemoryInjectionBlock(layer.self_attn, rank, seed=seed)
+        self.injection = MemoryInjectionBlock(layer.self_attn, rank, seed=seed, null=null)
         gate = Gemma3RMSNorm(norm.weight.shape[0], eps=norm.eps)
         self.post_memory_layernorm = gate.to(norm.weight.device, norm.weight.dtype)
         nn.init.constant_(self.post_memory_layernorm.weight, -1.)
@@ -91,10 +92,12 @@ class InjectionModel(nn.Module):
         rank:int=4,
         max_turns:int=64,
         seed:int=0, # of the updates' A
+        null:bool=False, # as for `MemoryCrossAttention`
     ):
         super().__init__()
-        self.base, self.rank = freeze(base), rank
-        layers = [LyraDecoderLayer(layer, i, rank, seed=seed + 4*i) for i, layer in enumerate(base.model.layers)]
+        self.base, self.rank, self.null = freeze(base), rank, null
+        layers = [LyraDecoderLayer(layer, i, rank, seed=seed + 4*i, null=null)
+                  for i, layer in enumerate(base.model.layers)]
         self.text = graft(base.model, layers)
         self.store = ConversationalStateStore(max_turns)
         self.eval()

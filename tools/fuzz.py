@@ -327,7 +327,7 @@ def outside(argv: list[str], typed: str, stream: str, stdin: str) -> tuple[int, 
     return process.returncode, (said or b'').decode('utf-8', 'replace'), err.decode('utf-8', 'replace')
 
 
-def judge(code: int, out: str, err: str, verdict: str, command: str, odd: bool, spent: float) -> str:
+def judge(code: int, out: str, err: str, verdict: str, command: str, odd: bool, spent: float = 0) -> str:
     "What is wrong with what came of an input, which took so many seconds to compute; '' where nothing is."
     said = [line for line in err.splitlines() if line.startswith('lyra')]
     if code == -1: return 'hang'

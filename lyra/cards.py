@@ -98,6 +98,7 @@ def _is_cheap(
     except subprocess.TimeoutExpired: return False
     return tried.returncode >= 0 and tried.returncode != 3
 
+# %% ../nbs/50_cards.ipynb #30b82047
 def _messages(*said:tuple[str, str])->list[dict[str, str]]:
     "Roles and texts, as a chat template takes them."
     return [dict(role=role, content=text) for role, text in said]

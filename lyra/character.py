@@ -8,7 +8,7 @@ __all__ = ['NAMES', 'NOTES', 'MACROS', 'LONGEST', 'Name', 'Flag', 'Number', 'SPE
            'with_line_ends', 'spoken', 'unknown_macros', 'Entry', 'Book', 'Fields', 'as_fields', 'is_character',
            'card_data', 'turns_of', 'examples_of', 'parts_of', 'compose', 'unused', 'lyra_fields', 'Character',
            'is_newer', 'as_character', 'chunks', 'chunk', 'card_texts', 'decoded', 'read_character', 'as_chara_card',
-           'as_version_2', 'write_character', 'with_card', 'card_of', 'build_character', 'hub_card']
+           'as_version_2', 'with_card', 'write_character', 'card_of', 'build_character', 'hub_card']
 
 # %% ../nbs/54_character.ipynb #8c2ed869
 import base64, json, re, struct, zlib
@@ -425,6 +425,7 @@ def as_chara_card(
                 tags=[card.category], extensions=dict(lyra=own))
     return dict(spec=SPECS[1], spec_version='3.0', data=data)
 
+# %% ../nbs/54_character.ipynb #e4c7ed13
 NOTICE = ('This is the copy of a character card of version 3 for programs that read version 2. A program that reads '
           'version 3 finds the card itself in the chunk ccv3.')
 
@@ -435,6 +436,24 @@ def as_version_2(
     data = {k: v for k, v in row['data'].items() if k != 'group_only_greetings'}
     return dict(spec=SPECS[0], spec_version='2.0', data=data | dict(creator_notes=NOTICE))
 
+def with_card(
+    data:bytes, # of a PNG file
+    row:Mapping[str, Any], # a `chara_card_v3`
+    where:str, # the place that an error names
+)->bytes:
+    "A PNG file with a card in place of those it had; raises `LyraError` for what is no PNG, or too large."
+    if not data.startswith(PNG): raise LyraError(f'{where} is no PNG image: save the picture as PNG.')
+    cards = {b'chara': as_version_2(row), b'ccv3': row}
+    coded = {key: base64.b64encode(json.dumps(card, ensure_ascii=False).encode()) for key, card in cards.items()}
+    if (most := max(map(len, coded.values()))) > LARGEST_TEXT:
+        raise LyraError(f'The card has {most} bytes, one in an image may have {LARGEST_TEXT}: write it as .json.')
+    def is_card(kind:bytes, body:bytes)->bool:
+        return kind in TEXTS and body.partition(b'\0')[0].lower() in KEYWORDS
+    kept = [(kind, body) for kind, body in chunks(data, where) if not is_card(kind, body)]
+    kept[-1:-1] = [(b'tEXt', key + b'\0' + text) for key, text in coded.items()]
+    return PNG + b''.join(chunk(kind, body) for kind, body in kept)
+
+# %% ../nbs/54_character.ipynb #e96e3e09
 def write_character(
     card:Card, # to be written
     path:Path|str, # .json or .png, replaced if it exists
@@ -453,23 +472,6 @@ def write_character(
         write_file(path, data)
     except OSError as e: raise LyraError(f'{path} cannot be written ({e.strerror}): name another place.') from e
     return path
-
-def with_card(
-    data:bytes, # of a PNG file
-    row:Mapping[str, Any], # a `chara_card_v3`
-    where:str, # the place that an error names
-)->bytes:
-    "A PNG file with a card in place of those it had; raises `LyraError` for what is no PNG, or too large."
-    if not data.startswith(PNG): raise LyraError(f'{where} is no PNG image: save the picture as PNG.')
-    cards = {b'chara': as_version_2(row), b'ccv3': row}
-    coded = {key: base64.b64encode(json.dumps(card, ensure_ascii=False).encode()) for key, card in cards.items()}
-    if (most := max(map(len, coded.values()))) > LARGEST_TEXT:
-        raise LyraError(f'The card has {most} bytes, one in an image may have {LARGEST_TEXT}: write it as .json.')
-    def is_card(kind:bytes, body:bytes)->bool:
-        return kind in TEXTS and body.partition(b'\0')[0].lower() in KEYWORDS
-    kept = [(kind, body) for kind, body in chunks(data, where) if not is_card(kind, body)]
-    kept[-1:-1] = [(b'tEXt', key + b'\0' + text) for key, text in coded.items()]
-    return PNG + b''.join(chunk(kind, body) for kind, body in kept)
 
 # %% ../nbs/54_character.ipynb #7186e750
 def card_of(

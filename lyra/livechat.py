@@ -176,6 +176,7 @@ def new_recorder(
     paths = (folder/f'{i} {policy}.lyratrace' for i in count(1))
     return Recorder(session, next(path for path in paths if not path.exists()), probes=probes)
 
+# %% ../nbs/92_livechat.ipynb #c656e516
 class Talk:
     "A recorded conversation that can go back by one turn, and change its settings between two."
     def __init__(self,
@@ -261,6 +262,7 @@ def begin(
     talk.recorder, talk.choice, talk.before = recorder, choice, before
     if said: talk.traces[talk.name] = Trace(recorder.file.name)
 
+# %% ../nbs/92_livechat.ipynb #c9c83682
 def say_recorded(
     talk:Talk, # the conversation
     text:str, # the message
@@ -533,6 +535,7 @@ def price(
     s = talk.traces[talk.name].summaries[-1]
     return f'Turn {s.turn}: {s.length} tokens in {s.seconds:.1f} s, cache {s.nbytes/2**20:.0f} MiB.'
 
+# %% ../nbs/92_livechat.ipynb #56b5b4b8
 def change(
     chat:Chat, # the chat
     wish:Wish, # what somebody asked for
@@ -611,6 +614,7 @@ class Kept:
         display({'text/plain': transcript(self.lines)}, raw=True)
         self.picture._ipython_display_()
 
+# %% ../nbs/92_livechat.ipynb #b4e9fbd5
 class Live(W.VBox):
     "A chat with the views of its conversation, kept in a file."
     def __init__(self,

@@ -246,6 +246,7 @@ def _claim(plan:Plan, out:Path)->None:
                         'folder, or delete this one.')
     write_file(file, json.dumps(settings, indent=1).encode())
 
+# %% ../nbs/83_sweep.ipynb #cfa5c735
 SURE = 'healthy', 'loops', 'echo', 'parrot', 'length', 'leak', 'leak asked' # what every check of free replies gives
 
 @lru_cache(maxsize=4)
@@ -294,6 +295,7 @@ def missing_from(
     as_asked = sorted(replies) == sorted((t, q) for t in checks for q in questions)
     return '' if as_asked else 'the replies are not those asked for'
 
+# %% ../nbs/83_sweep.ipynb #b177686b
 def _finished_cell(out:Path, cell:tuple[str, str, int], plan:Plan, mine:str)->dict: # as `_read` gives it
     "A finished cell, with all that its plan, whose hash is `mine`, asks for."
     held = _read(path := _file(out, cell), mine)

@@ -4,9 +4,10 @@
 
 `stock` is the model as transformers loads it, with a DynamicCache; `attached` the same with `lyra.attach`; `lyra` is what
 `lyra.load` gives; `near` and `pinned` are policies with a persona; `int8` has 8-bit weights. `--llama f32 f16 q8_0` puts
-llama.cpp beside them, with the same weights in these forms (`pip install llama-cpp-python gguf`). All take turns, token by token and in random order, so that a busy machine
-slows all of them alike; what matters is the ratio of the medians. Behind a median stand its quartiles. Peak memory is
-measured in a process of its own each (on Linux). Contexts over 8,000 tokens are for bounded policies alone.
+llama.cpp beside them, with the same weights in these forms (`pip install llama-cpp-python gguf`). All take turns, token
+by token and in random order, so that a busy machine slows all of them alike; what matters is the ratio of the medians.
+Behind a median stand its quartiles. Peak memory is measured in a process of its own each (on Linux). Contexts over 8,000
+tokens are for bounded policies alone.
 """
 import argparse, gc, importlib, importlib.util, json, platform, random, re, subprocess, sys, tempfile, time
 from collections.abc import Callable, Sequence

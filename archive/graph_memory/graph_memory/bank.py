@@ -95,6 +95,7 @@ class Held:
     token_ids:tuple[int, ...] # T
     text:str
 
+# %% ../nbs/06_bank.ipynb #29b859bf
 class Bank:
     "A conversation whose earlier turns are a graph of facts, read as keys and values."
     def __init__(self,
@@ -198,6 +199,7 @@ def split_facts(
                               e.at, e.attribute))
     return found
 
+# %% ../nbs/06_bank.ipynb #28710357
 def ask_each_way(
     bank:Bank, # emptied before each dialogue
     ds:Sequence[Dialogue],
@@ -213,6 +215,7 @@ def ask_each_way(
     bank.clear(); bank.way = usual
     return pd.DataFrame(rows)
 
+# %% ../nbs/06_bank.ipynb #56fec243
 @torch.no_grad()
 def ordinary_costs(
     bank:Bank, # emptied before each reply

@@ -98,7 +98,7 @@ def complain(
 # %% ../nbs/91_cli.ipynb #50629e49
 def _placed(args)->dict[str, Any]:
     "Where, and in which dtype, a model is to be."
-    return dict(dtype=args.dtype, device=args.device, device_map=args.device_map)
+    return dict(dtype=args.dtype, device=args.device, device_map=args.device_map, fast=args.fast)
 
 def _load(args)->tuple: # tokenizer, model
     "Load what `--model` names."
@@ -596,7 +596,7 @@ def _plan(args):
     from lyra.sweep import Plan, check_plan
     from lyra.weights import load_tokenizer
     given = {name: getattr(args, name) for name in ('turns', 'orders', 'probes', 'scored_every', 'seed')}
-    placed = {name: getattr(args, name) for name in ('dtype', 'device', 'device_map') if getattr(args, name)}
+    placed = {name: getattr(args, name) for name in ('dtype', 'device', 'device_map', 'fast') if getattr(args, name)}
     cards = sorted(data_path('personas').glob('*.json'))
     personas = [*map(_own, args.personas or ())] or [p for p in cards if read_card(p).question_id not in range(6)]
     if args.quick:                                                            # the last turn is always a check
@@ -693,6 +693,8 @@ def _place_arguments(p)->None:
     p.add_argument('--device-map', type=_text, metavar='MAP',
                    help='auto, for a model that is spread over devices; instead of '
                    '--device')
+    p.add_argument('--fast', action='store_true', help='quicker products of 32-bit weights on a CPU, in other last '
+                   'digits (see nbs/32_fast.ipynb)')
 
 # %% ../nbs/91_cli.ipynb #3d7f2027
 def _model_argument(p)->None:
@@ -829,7 +831,7 @@ def _add_drift(commands)->None:
                    'reprefill:n, anchor:t, near:g, another:n, pinned:g, pinned-gain:g, lyra, lyra-strict, '
                    'split-softmax:k, everywhere:n, instaboost:g, sinktrack:k; by default eight of them')
     p.add_argument('--personas', type=_path, nargs='+', metavar='CARD.json', help='persona cards with probes; by '
-                   'default the eight of the repository that no setting was tuned on')
+                   'default eight of the repository; on six of them the gain of near was chosen')
     p.add_argument('--input', type=_path, metavar='FILE', help='JSON lines {"question_id", "category", "turns": [...], '
                    '"reference": [...]}; by default the held-out questions of the repository')
     p.add_argument('--references', type=_text, metavar='A,B', help='methods held beside every cell, from which the '

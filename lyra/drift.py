@@ -577,12 +577,11 @@ def interval(
     values, # [personas] one number each
 )->Estimate:
     "Mean over personas with its percentile bootstrap interval, 95 %; unknown (nan) for a single persona."
-    x = np.asarray(values, dtype=float)
+    x = np.sort(np.asarray(values, dtype=float))                      # the draws must not depend on the order of rows
     mean, low, high = float(x.mean()), float('nan'), float('nan')
     if len(x) > 1: low = high = mean
     if len(x) > 1 and np.ptp(x):
-        draws = stats.bootstrap((x,), np.mean, n_resamples=2000, method='percentile', rng=np.random.default_rng(0),
-                                vectorized=False)
+        draws = stats.bootstrap((x,), np.mean, n_resamples=10_000, method='percentile', rng=np.random.default_rng(0))
         low, high = map(float, draws.confidence_interval)
     return Estimate(mean, low, high, len(x))
 

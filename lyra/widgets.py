@@ -354,7 +354,7 @@ class CacheMap(Picture):
         return self.trace.summary(self.turn).start + self.trace.summary(self.turn).length
 
     def parts(self,
-        most:int=216, # elements that a part may have
+        most:int=216, # columns that a part may have
     )->list[tuple[str, int, int, int]]: # name, tokens low to high - 1, columns
         "The tokens on view: the persona's, if there are any, and a span of the conversation."
         which, P = self.controls['span'].index(self.span), persona_tokens(self.trace)
@@ -436,7 +436,7 @@ def attended(
     layer:int, # index of a layer
     position:Tensor, # [H, k] the keys' indices
     mass:Tensor, # [H, k] their shares
-    head:int|str='mean', # index of a head, or None for all
+    head:int|str='mean', # index of a head, or 'mean' over all
     most:int=8, # how many keys at most
 )->list[Key]:
     "The keys that a head, or the mean over heads, attended to most."
@@ -449,7 +449,7 @@ def attended(
 
 def place(
     layer:int, # index of a layer
-    head:int|str, # index of a head, or None for all
+    head:int|str, # index of a head, or 'mean' over all
 )->str:
     "A layer and a head, or the mean over heads, in words."
     return f"layer {layer}, {'mean over heads' if isinstance(head, str) else f'head {head}'}"

@@ -3,11 +3,12 @@
     python tools/bench.py [--parts decode first memory batch] [--contexts 600 4000 32000] [--json FILE]
 
 `stock` is the model as transformers loads it, with a DynamicCache; `attached` the same with `lyra.attach`; `lyra` is what
-`lyra.load` gives; `near` and `pinned` are policies with a persona; `int8` has 8-bit weights. `--llama f32 f16 q8_0` puts
-llama.cpp beside them, with the same weights in these forms (`pip install llama-cpp-python gguf`). All take turns, token
-by token and in random order, so that a busy machine slows all of them alike; what matters is the ratio of the medians.
-Behind a median stand its quartiles. Peak memory is measured in a process of its own each (on Linux). Contexts over 8,000
-tokens are for bounded policies alone.
+`lyra.load` gives; `near` and `pinned` are policies with a persona; `fast` has fast products (`fast=True`), and `int8`
+8-bit weights. `--llama f32 f16 q8_0` puts llama.cpp beside them, with the same weights in these forms (`pip install
+llama-cpp-python gguf`). All take turns, token by token and in random order, so that a busy machine slows all of them
+alike; what matters is the ratio of the medians. Behind a median stand its quartiles. In a batch, `products` are stock's
+matrix products alone. Peak memory is measured in a process of its own each (on Linux). Contexts over 8,000 tokens are
+for bounded policies alone.
 """
 import argparse, gc, importlib, importlib.util, json, platform, random, re, subprocess, sys, tempfile, time
 from collections.abc import Callable, Sequence
@@ -26,7 +27,8 @@ TOKEN = torch.tensor([[5]])
 LONG = 8000 # tokens; over that, policies that keep everything are left out
 # side -> the model it runs on, and its policy
 SIDES = {'stock': ('stock', ''), 'attached': ('attached', 'full'), 'lyra': ('lyra', 'full'), 'near': ('lyra', 'near'),
-         'pinned': ('lyra', 'pinned'), 'int8': ('int8', 'full'), 'int8 near': ('int8', 'near'), 'beside': ('beside', 'full')}
+         'pinned': ('lyra', 'pinned'), 'fast': ('fast', 'full'), 'fast near': ('fast', 'near'), 'int8': ('int8', 'full'),
+         'int8 near': ('int8', 'near'), 'beside': ('beside', 'full')}
 FORMS = dict(f32='F32', f16='F16', q8_0='Q8_0') # of llama.cpp's weights -> their name in the package gguf
 Times = dict[str, list[float]]
 disable_progress_bar()
@@ -66,8 +68,9 @@ class Models:
     def model(self, kind: str) -> Any:
         if self.older and kind == 'beside':
             return self.older[0].Lyra.from_pretrained(None if self.name == DEFAULT else self.name)
-        if kind in ('lyra', 'int8'):
-            return self.decoders.load_attached(self.name, dtype='int8' if kind == 'int8' else 'float32')
+        if kind in ('lyra', 'fast', 'int8'):
+            dtype = 'int8' if kind == 'int8' else 'float32'
+            return self.decoders.load_attached(self.name, dtype=dtype, fast=kind == 'fast')
         model = self.weights.load_model(self.name, dtype='float32')
         return self.decoders.attach(model) if kind == 'attached' else model
 
@@ -170,6 +173,16 @@ def decode(sides: list[Any], n: int, steps: int) -> Times:
 
 
 @torch.no_grad()
+def products(model: Any, rows: int) -> Callable[[], Any]:
+    "One token's matrix products for each row, and nothing else: with these weights in float32 no decoder is faster."
+    layers = [m for m in model.modules() if isinstance(m, torch.nn.Linear)]
+    inputs = [torch.randn(rows, 1, m.in_features) for m in layers]
+    def step() -> None:
+        with torch.no_grad():
+            for m, x in zip(layers, inputs): m(x)
+    return step
+
+
 def batch(models: Models, rows: int, steps: int, n: int = 200) -> Times:
     "Tokens per second of conversations with a persona each, after n tokens; stock reads the personas as text."
     def stepper(side: str) -> Callable[[], Any]:
@@ -187,8 +200,9 @@ def batch(models: Models, rows: int, steps: int, n: int = 200) -> Times:
             mask = torch.cat((mask, mask[:, -1:]), 1)
             with torch.no_grad(): model(TOKEN.expand(rows, 1), attention_mask=mask, cache=past, logits_to_keep=1)
         return step
-    found = in_turns({side: stepper(side) for side in ('stock', 'near', 'int8 near')}, steps, 2)
-    return {name: [rows/t for t in ts] for name, ts in found.items()}
+    runs = {side: stepper(side) for side in ('stock', 'near', 'fast near', 'int8 near')}
+    runs['products'] = products(models.model('stock'), rows)
+    return {name: [rows/t for t in ts] for name, ts in in_turns(runs, steps, 2).items()}
 
 
 def peak(side: str, args: argparse.Namespace, n: int) -> None:

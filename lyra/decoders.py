@@ -203,7 +203,7 @@ def load_attached(
 )->Any: # model, in eval mode and attached
     "Load a model, ready for caches of ours; raises `LyraError` with a remedy for what is wrong."
     if is_int8(options.get('dtype')):
-        if fast: raise LyraError("8-bit weights have fast products of their own: leave out fast=True, or dtype='int8'.")
+        if fast: raise LyraError("8-bit weights have fast products of their own: leave out fast, or int8.")
         return _load_int8(name, **options)
     place, device_map = check_device(options.get('device'), options.get('device_map')), options.get('device_map')
     if options.get('dtype') is None: options['dtype'] = default_dtype(device_map or place)

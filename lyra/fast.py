@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .attention import LyraHead
 from .core import LyraError
 
 # %% ../nbs/32_fast.ipynb #22e39309
@@ -24,7 +25,8 @@ class FastLinear(nn.Linear):
         "As `nn.Linear`, in other last digits."
         rows = x.reshape(-1, self.in_features)
         n = len(rows)
-        if not 0 < n <= MOST or x.dtype != torch.float32 or x.device.type != 'cpu': return super().forward(x)
+        if not 0 < n <= MOST or x.dtype != torch.float32 or x.device.type != 'cpu' or torch.is_autocast_enabled('cpu'):
+            return super().forward(x)
         columns = (rows if n > 1 else rows.repeat(2, 1)).contiguous()              # one column alone is slow
         y = (self.weight @ columns.T).T[:n].contiguous()
         if self.bias is not None: y = y + self.bias
@@ -43,11 +45,8 @@ def accelerate(
     "Give a model fast products; raises `LyraError` for one that they are not for."
     places = {str(p.dtype).removeprefix('torch.') + f' on {p.device.type}' for p in model.parameters()}
     if places != {'float32 on cpu'}:
-        raise LyraError(f"fast=True is for 32-bit weights on a CPU, and these are {', '.join(sorted(places))}: leave "
-                        'it out.')
-    for name, linear in [*model.named_modules()]:
-        if not isinstance(linear, nn.Linear) or isinstance(linear, FastLinear): continue
-        swift = FastLinear(linear.in_features, linear.out_features, bias=linear.bias is not None, device='meta')
-        swift.weight, swift.bias = linear.weight, linear.bias
-        model.set_submodule(name, swift.train(linear.training))
+        raise LyraError(f"Fast products are for 32-bit weights on a CPU, and these are {', '.join(sorted(places))}: "
+                        'leave out fast.')
+    for module in model.modules():
+        if type(module) in (nn.Linear, LyraHead): module.__class__ = FastLinear    # others may have a product of their own
     return model

@@ -48,5 +48,5 @@ def accelerate(
         raise LyraError(f"Fast products are for 32-bit weights on a CPU, and these are {', '.join(sorted(places))}: "
                         'leave out fast.')
     for module in model.modules():
-        if type(module) in (nn.Linear, LyraHead): module.__class__ = FastLinear    # others may have a product of their own
+        if type(module) in (nn.Linear, LyraHead): module.__class__ = FastLinear     # others may compute something else
     return model

@@ -33,13 +33,14 @@ from .cards import (Card, Template, as_card, as_exchanges, check_words, find_tem
 # %% ../nbs/51_persona.ipynb #3ab336f6
 def _sums(
     x:Tensor, # a weight
+    dtype:torch.dtype, # it is rounded to this first, a block at a time
     block:int=2**20, # elements that are summed at once
 )->Iterator[int]: # one number per block
     "Sums of a weight's bits, each with an odd factor of its own, modulo 2**64."
-    whole = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[x.element_size()]
+    whole = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[dtype.itemsize]
     factors = torch.arange(min(block, x.numel()), device=x.device)*0x5851F42D4C957F2D + 0x14057B7EF767814F | 1
-    for part in x.detach().contiguous().view(-1).view(whole).split(block):
-        yield int((part.long()*factors[:len(part)]).sum())
+    for part in x.detach().contiguous().view(-1).split(block):
+        yield int((part.to(dtype).view(whole).long()*factors[:len(part)]).sum())
 
 # %% ../nbs/51_persona.ipynb #1ab68b72
 def _plain(
@@ -64,8 +65,8 @@ def weights_hash(
         if p.is_meta:
             raise LyraError('Some layers of this model are offloaded, so its weights cannot be compared: '
                             'load it without offload_folder, or with a device_map that keeps every layer in memory.')
-        p = p.to(dtype) if dtype is not None and p.is_floating_point() else p
-        found.append(json.dumps([name, [*p.shape], str(p.dtype), *_sums(p)]))
+        kind = dtype if dtype is not None and p.is_floating_point() else p.dtype
+        found.append(json.dumps([name, [*p.shape], str(kind), *_sums(p, kind)]))
     return digest(*found)
 
 # %% ../nbs/51_persona.ipynb #cbe18fae

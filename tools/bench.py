@@ -1,18 +1,20 @@
 """Speed and memory beside stock transformers, and beside the floor: the time that reading all weights once takes.
 
-    python tools/bench.py [--parts decode first memory batch] [--contexts 600 4000 32000] [--json FILE]
+    python tools/bench.py [--parts decode profile first memory batch] [--contexts 600 4000 32000] [--json FILE]
 
 `stock` is the model as transformers loads it, with a DynamicCache; `attached` the same with `lyra.attach`; `lyra` is what
 `lyra.load` gives; `near` and `pinned` are policies with a persona; `fast` has fast products (`fast=True`), and `int8`
 8-bit weights. `--llama f32 f16 q8_0` puts llama.cpp beside them, with the same weights in these forms (`pip install
 llama-cpp-python gguf`). All take turns, token by token and in random order, so that a busy machine slows all of them
 alike; what matters is the ratio of the medians. Behind a median stand its quartiles. In a batch, `products` are stock's
-matrix products alone. Peak memory is measured in a process of its own each (on Linux). Contexts over 8,000 tokens are
-for bounded policies alone.
+matrix products alone. `profile` times every matrix product of a token where it stands, over the time that reading its
+weights takes at the bandwidth that was measured. Peak memory is that of a process of its own each, tokenizer included (on Linux).
+Contexts over 8,000 tokens are for bounded policies alone.
 """
 import argparse, gc, importlib, importlib.util, json, platform, random, re, subprocess, sys, tempfile, time
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ from transformers.utils.logging import disable_progress_bar
 ROOT = Path(__file__).resolve().parent.parent
 DEFAULT = 'gemma3-270m'
 TOKEN = torch.tensor([[5]])
+NOTHING = 'no model' # libraries and tokenizer alone
 LONG = 8000 # tokens; over that, policies that keep everything are left out
 # side -> the model it runs on, and its policy
 SIDES = {'stock': ('stock', ''), 'attached': ('attached', 'full'), 'lyra': ('lyra', 'full'), 'near': ('lyra', 'near'),
@@ -76,8 +79,11 @@ class Models:
 
     def personas(self, kind: str, n: int) -> list[Any]:
         "n different ones."
-        files, tokenizer = sorted(ROOT.glob('data/cast/*.json')), self.weights.load_tokenizer(self.name)
-        return [self.persona.build(self.model(kind), tokenizer, self.cards.read_card(f)) for f in files[:n]]
+        files = sorted(ROOT.glob('data/cast/*.json'))[:n]
+        return [self.persona.build(self.model(kind), self.tokenizer, self.cards.read_card(f)) for f in files]
+
+    @cached_property
+    def tokenizer(self) -> Any: return self.weights.load_tokenizer(self.name)
 
     def new_cache(self, side: str) -> Callable[[], Any]:
         "What makes a cache for a side's conversations."
@@ -183,6 +189,27 @@ def products(model: Any, rows: int) -> Callable[[], Any]:
     return step
 
 
+def profile(side: Side, steps: int) -> tuple[Times, dict[str, float]]:
+    "Microseconds of one token after 600: all of it, and its products by shape of their weights; and the bytes of each."
+    head = side.model.get_output_embeddings()
+    products = [m for m in side.model.modules() if 'Linear' in type(m).__name__ or m is head]
+    named = lambda m: f"{'head' if m is head else 'products'} {m.weight.shape[0]} x {m.weight.shape[1]}"
+    counts, spent, began = Counter(map(named, products)), defaultdict[str, list[float]](list), [0.]
+    def begin(*_: Any) -> None: began[0] = time.perf_counter()
+    def end(m: Any, *_: Any) -> None: spent[named(m)].append(time.perf_counter() - began[0])
+    side.open(600)
+    for _ in range(3): side.step()
+    hooks = [h for m in products for h in (m.register_forward_pre_hook(begin), m.register_forward_hook(end))]
+    for _ in range(steps):
+        start = time.perf_counter()
+        side.step()
+        spent['all'].append(time.perf_counter() - start)
+    for hook in hooks: hook.remove()
+    nbytes = {f'{n} {name}': float(m.weight.nbytes) for m in products for name, n in counts.items() if named(m) == name}
+    order = sorted(counts, key=lambda name: -sum(spent[name]))
+    return {f'{counts[k]} {k}' if k in counts else k: [1e6*t for t in spent[k]] for k in ['all', *order]}, nbytes
+
+
 def batch(models: Models, rows: int, steps: int, n: int = 200) -> Times:
     "Tokens per second of conversations with a persona each, after n tokens; stock reads the personas as text."
     def stepper(side: str) -> Callable[[], Any]:
@@ -206,10 +233,12 @@ def batch(models: Models, rows: int, steps: int, n: int = 200) -> Times:
 
 
 def peak(side: str, args: argparse.Namespace, n: int) -> None:
-    "Print the MiB that a prompt through `generate` takes at most, the model included."
-    this = Side(side, Models(args.model, args.beside))
-    gc.collect()
-    for k in (3, n): this.first(k)
+    "Print the MiB that a prompt through `generate` takes at most: libraries, tokenizer and model included."
+    models = Models(args.model, args.beside)
+    print(f'{type(models.tokenizer).__name__}, loaded before the model')
+    for this in [Side(side, models)] if side != NOTHING else []:
+        gc.collect()
+        for k in (3, n): this.first(k)
     # Not ru_maxrss: a child inherits that from the process that started it, which may have been larger.
     print(int(re.search(r'VmHWM:\s*(\d+) kB', Path('/proc/self/status').read_text())[1])/1024)
 
@@ -218,7 +247,7 @@ def memory(names: list[str], args: argparse.Namespace, n: int) -> Times:
     "`peak` of each side, in a process of its own."
     command = [sys.executable, __file__, '--model', args.model, *(['--beside', str(args.beside)] if args.beside else [])]
     ask = lambda side: subprocess.run([*command, '--peak', side, str(n)], stdout=subprocess.PIPE, text=True, check=True)
-    return {side: [float(ask(side).stdout.split()[-1])] for side in names}
+    return {side: [float(ask(side).stdout.split()[-1])] for side in (*names, NOTHING)}
 
 
 def bandwidth() -> float:
@@ -237,15 +266,16 @@ class Report:
     "Prints each measurement, ratios first, and keeps it in a file, if there is one."
     def __init__(self, file: Path|None, **about: Any): self.file, self.found = file, dict[str, Any](about, rows=[])
 
-    def add(self, what: str, found: Times, unit: str, digits: int, earlier: Times|None = None) -> Times:
+    def add(self, what: str, found: Times, unit: str, digits: int, earlier: Times|None = None,
+            over: str = 'the first context') -> Times:
         "The ratios are over stock; without stock, over each side's own in `earlier`."
-        over = 'stock' if 'stock' in found else 'the first context' if earlier else 'nothing'
+        over = 'stock' if 'stock' in found else over if earlier else 'nothing'
         print(f'\n{what}, over {over}')
         for name, ts in found.items():
             low, median, high = torch.tensor(ts).quantile(torch.tensor([.25, .5, .75])).tolist()
             base = found.get('stock') or (earlier or {}).get(name)
             ratio = median/torch.tensor(base).quantile(.5).item() if base else float('nan')
-            print(f'{ratio:6.2f}  {name:12}{median:9.{digits}f} {unit}  ({low:.{digits}f} to {high:.{digits}f})', flush=True)
+            print(f'{ratio:6.2f}  {name:24}{median:9.{digits}f} {unit}  ({low:.{digits}f} to {high:.{digits}f})', flush=True)
             self.found['rows'].append(dict(what=what, side=name, unit=unit, n=len(ts), median=median, low=low, high=high,
                                            over=over, ratio=ratio if base else None))
         if self.file: self.file.write_text(json.dumps(self.found, indent=1) + '\n')
@@ -254,7 +284,7 @@ class Report:
 
 def options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parts = 'decode', 'first', 'memory', 'batch'
+    parts = 'decode', 'profile', 'first', 'memory', 'batch'
     parser.add_argument('--model', default=DEFAULT, metavar='NAME', help=f'built-in model, folder or hub id ({DEFAULT})')
     parser.add_argument('--parts', nargs='+', choices=parts, default=parts, help='what is measured (all)')
     parser.add_argument('--sides', nargs='+', choices=[*SIDES], default=[*SIDES], help='who is measured (all there are)')
@@ -291,6 +321,10 @@ def main() -> int:
         here = [side for side in sides if side.is_bounded or n <= LONG]
         times = report.add(f'decode after {n} tokens', decode(here, n, args.steps), 'ms', 1, earlier)
         earlier = earlier or times
+    for side in (s for s in sides if s.name in ('stock', 'lyra', 'fast', 'int8') and 'profile' in args.parts):
+        times, nbytes = profile(side, args.steps)
+        reading = {name: [1e6*b/report.found['bytes_per_second']] for name, b in nbytes.items()}
+        report.add(f'where a token of {side.name} stays', times, 'us', 0, reading, 'reading the weights')
     if 'first' in args.parts:
         work = {side.name: lambda side=side: side.first(1000) for side in sides}
         report.add('first token, prompt of 1,000 tokens', in_turns(work, 5, 1), 's', 2)

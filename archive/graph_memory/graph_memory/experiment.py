@@ -70,7 +70,7 @@ def reply_to(
 
 # %% ../nbs/05_experiment.ipynb #f006
 _here = Path(__file__).resolve().parent.parent if '__file__' in globals() else Path('..').resolve()
-WEIGHTS, RESULTS = _here/'weights', _here/'data' # of the project: trained modules, recorded runs
+WEIGHTS, RESULTS = _here/'weights', _here/'results' # of the project: trained modules, recorded runs
 
 class GraphMemory:
     "A conversation whose earlier turns are a graph of facts."

@@ -275,7 +275,7 @@ class Report:
             low, median, high = torch.tensor(ts).quantile(torch.tensor([.25, .5, .75])).tolist()
             base = found.get('stock') or (earlier or {}).get(name)
             ratio = median/torch.tensor(base).quantile(.5).item() if base else float('nan')
-            print(f'{ratio:6.2f}  {name:24}{median:9.{digits}f} {unit}  ({low:.{digits}f} to {high:.{digits}f})', flush=True)
+            print(f'{ratio:6.2f}'.replace('nan', '  -') + f'  {name:24}{median:9.{digits}f} {unit}  ({low:.{digits}f} to {high:.{digits}f})', flush=True)
             self.found['rows'].append(dict(what=what, side=name, unit=unit, n=len(ts), median=median, low=low, high=high,
                                            over=over, ratio=ratio if base else None))
         if self.file: self.file.write_text(json.dumps(self.found, indent=1) + '\n')
@@ -324,7 +324,7 @@ def main() -> int:
     for side in (s for s in sides if s.name in ('stock', 'lyra', 'fast', 'int8') and 'profile' in args.parts):
         times, nbytes = profile(side, args.steps)
         reading = {name: [1e6*b/report.found['bytes_per_second']] for name, b in nbytes.items()}
-        report.add(f'where a token of {side.name} stays', times, 'us', 0, reading, 'reading the weights')
+        report.add(f'where the time of a token goes, {side.name}', times, 'us', 0, reading, 'reading the weights')
     if 'first' in args.parts:
         work = {side.name: lambda side=side: side.first(1000) for side in sides}
         report.add('first token, prompt of 1,000 tokens', in_turns(work, 5, 1), 's', 2)

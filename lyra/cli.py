@@ -280,7 +280,7 @@ def _session(args, source, model, tokenizer):
 def _read_persona(args, words:str, session): # `Persona`
     "The persona that a command names."
     options = vars(args) | dict(system=words, acknowledgement=None, template=session.settings['template'])
-    is_file = Path(words).suffix in ('.json', '.png', '.safetensors') or os.path.isfile(words)
+    is_file = len(words.split()) == 1 or os.path.isfile(words)                 # one word is no instruction
     source = read_source(_path(words)) if is_file else None
     return _persona(argparse.Namespace(**options), source, session.model, session.tokenizer)
 
@@ -310,7 +310,7 @@ def _check_new(args): # what `read_source` finds; None: no persona
         raise LyraError(f'--policy {args.policy} attends to a persona: pass --persona FILE or --system TEXT, '
                         f'or use --policy {others}.')
     check_policy(args)
-    if args.out and (args.out/'session.jsonl').exists():
+    if args.out and os.path.lexists(os.path.join(os.path.realpath(args.out), 'session.jsonl')):
         raise LyraError(f'{args.out} holds a session: continue it with --resume {args.out}, or name another folder.')
     return read_source(args.persona) if args.persona else None
 
@@ -518,7 +518,6 @@ def demo(
         raise LyraError(f'{place} is no ordinary file: name another folder with --out.')
     with open(place, 'a', encoding='utf-8') as log:
         tokenizer, model = _load(args)
-        log.truncate(0)                                                      # what an earlier run left
         rows, asked, found = _converse(args, model, tokenizer, card, turns, log)
     save(args, folder, rows, asked, found)
     out(f'\nOff the record, before the first turn and after the last:\n\n'
@@ -536,6 +535,7 @@ def _converse(args, model, tokenizer, card, turns:list[str], log)->tuple[list[di
     from lyra.health import check_up, judge_replies
     from lyra.persona import Persona
     persona = Persona.build(model, tokenizer, card)
+    log.truncate(0)                                                          # what an earlier run left
     out(f'{persona.text}\n')
     new = lambda who, policy: ChatSession(model, tokenizer, who, policy, window_size=args.window, gain=args.gain)
     sessions = {policy: new(persona, policy) for policy in POLICIES}

@@ -262,7 +262,7 @@ def data_path(
 
 def cache_path()->Path: # folder, not necessarily existing
     "The folder of converted weights: `$LYRA_CACHE`, else `lyra` in `$XDG_CACHE_HOME`, else `~/.cache/lyra`."
-    own, usual = os.environ.get('LYRA_CACHE'), os.environ.get('XDG_CACHE_HOME') or '~/.cache'
+    own, usual = os.environ.get('LYRA_CACHE', '').strip(), os.environ.get('XDG_CACHE_HOME') or '~/.cache'
     found = Path(os.path.expanduser(own or f'{usual}/lyra'))
     if str(found).startswith('~'):
         raise LyraError(f'There is no home folder for {found}: name a folder of converted weights with the environment '

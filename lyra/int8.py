@@ -160,7 +160,7 @@ def int8_checkpoint(
     if getattr(config, 'quantization_config', None):
         raise LyraError(f"The weights of {place} are quantised already: load it without dtype='int8'.")
     def convert(work:Path, folder:Path)->None:
-        print(f'Rounding {place} to 8 bits, once.', file=sys.stderr, flush=True)
+        print(f'Rounding {str(place)!r} to 8 bits, once.', file=sys.stderr, flush=True)
         save_int8(load_model(place, dtype='float32', **hub), folder, str(place))
     root = root or cache_path()/'int8'
     return made_once(root/f'{Path(place).name}-{source_digest(place, config)}', convert)

@@ -162,7 +162,7 @@ class Journal:
         try:
             self.lock = _claim(self.path.parent)
             if (torn := set_aside(self.path, self.size)):
-                _log.warning(f'{self.path}: the last line was torn by a crash; {torn} bytes were moved to '
+                _log.warning(f'{str(self.path)!r}: the last line was torn by a crash; {torn} bytes were moved to '
                              f'{self.path.name}.damaged.')
         except OSError as e:
             raise LyraError(f'{self.path} cannot be written ({e.strerror}): copy its folder to where you may '

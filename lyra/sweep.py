@@ -228,11 +228,10 @@ class SweepFile(Schema):
     hash:str
     versions:dict[str, str]
 
-def _claim(plan:Plan, out:Path)->None:
-    "Make the folder a plan's own; raises `LyraError` where it holds another plan's results."
+def _claim(plan:Plan, out:Path)->bytes: # of settings.json, to be written once the plan is known to work
+    "What makes a folder a plan's own; raises `LyraError` where it holds another plan's results."
     versions = {m.__name__: str(m.__version__) for m in (torch, transformers, scipy, pd)} | dict(lyra=lyra.__version__)
     settings = dict(plan=asdict(plan), hash=plan.hash(), versions=dict(python=platform.python_version(), **versions))
-    (out/'cells').mkdir(parents=True, exist_ok=True)
     if (file := out/'settings.json').exists():
         damaged = f'{file} is damaged'
         there = checked(SweepFile, parse_json(read_text(file), damaged), damaged, 'name another folder')
@@ -244,7 +243,7 @@ def _claim(plan:Plan, out:Path)->None:
     elif any((out/'cells').glob('*.json')):
         raise LyraError(f'{out} holds cells, and no settings.json that says of which version they are: name another '
                         'folder, or delete this one.')
-    write_file(file, json.dumps(settings, indent=1).encode())
+    return json.dumps(settings, indent=1).encode()
 
 # %% ../nbs/83_sweep.ipynb #cfa5c735
 SURE = 'healthy', 'loops', 'echo', 'parrot', 'length', 'leak', 'leak asked' # what every check of free replies gives
@@ -430,8 +429,8 @@ def _as_csv(table:pd.DataFrame)->bytes:
     "A table as CSV that no spreadsheet takes for formulas."
     return table.map(csv_text).to_csv(index=False).encode()
 
-def _hold_all(plan:Plan, out:Path, executor:Executor|None)->None:
-    "Hold and keep every cell that a folder lacks."
+def _hold_all(plan:Plan, out:Path, settings:bytes, executor:Executor|None)->None:
+    "Hold and keep every cell that a folder lacks, which is the plan's own from here on."
     mine, cells = plan.hash(), plan.cells()
     read = {cell: _finished_cell(out, cell, plan, mine) for cell in cells}
     missing = [cell for cell in cells if not read[cell]]
@@ -441,6 +440,8 @@ def _hold_all(plan:Plan, out:Path, executor:Executor|None)->None:
         raise LyraError(f'{out} holds cells of another model, config or tokenizer: name another folder, or delete '
                         'this one.')
     for held in filter(None, read.values()): check(held)
+    (out/'cells').mkdir(parents=True, exist_ok=True)
+    write_file(out/'settings.json', settings)
     with progress(total=len(cells), initial=len(cells) - len(missing), unit='cell', smoothing=0) as bar:
         for cell, held in _finished(plan, missing, executor):
             check(held)
@@ -457,10 +458,10 @@ def sweep(
     "Hold every cell that `out` lacks, and gather all; raises `LyraError` where `out` holds another plan."
     number(workers, 'The number of workers', least=1, most=4096, whole=True)
     check_plan(plan)
-    _claim(plan, out := Path(out))
+    settings = _claim(plan, out := Path(out))
     try:
         with _pool(workers) if workers > 1 and executor is None else nullcontext(executor) as place:
-            _hold_all(plan, out, place)
+            _hold_all(plan, out, settings, place)
     except BrokenExecutor as e:
         raise LyraError('A worker was ended from outside, perhaps for want of memory: call again with fewer workers, '
                         'and the sweep goes on where it stopped.') from e

@@ -6,7 +6,7 @@
 __all__ = ['COMMANDS', 'help_text', 'command_of', 'is_terminal', 'typed', 'retold', 'obey', 'stoppable']
 
 # %% ../nbs/63_terminal.ipynb #27bcf7a1
-import sys
+import os, sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -118,7 +118,7 @@ def obey(
         unsaved = ' It is not saved: /save FOLDER keeps it.' if session.journal is not None else ''
         return retold(session, about), f'The conversation goes on under {about}.{unsaved}'
     if name == '/save':
-        if (Path(about)/'session.jsonl').exists():
+        if os.path.lexists(os.path.join(os.path.realpath(about), 'session.jsonl')):
             raise LyraError(f'{about} holds a session already: name another folder.')
         return session, f'Kept in {session.save(about)}, and every further turn.'
     return session, help_text() if name == '/help' else 'Nothing is being said: Ctrl-C stops a reply.'

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['GEMMA_TERMS', 'INSTALL', 'SMOLLM2_TERMS', 'WHEEL', 'WHEEL_SHA256', 'WHEEL_GGUF', 'DEFAULT', 'MODELS', 'LOCATE',
            'PATIENCE', 'HTTP_FAULT', 'SAFE', 'LAYERS', 'TEXT_KEYS', 'OTHER_SENSES', 'SPREAD', 'BuiltIn', 'list_models',
-           'usual_sampling', 'made_once', 'checkpoint', 'default_checkpoint', 'GenerationFile', 'checkpoint_config',
-           'resolve', 'find_checkpoint', 'text_only', 'load_weights', 'check_device', 'default_dtype', 'load_model',
-           'load_tokenizer']
+           'usual_sampling', 'made_once', 'checkpoint', 'default_checkpoint', 'IndexFile', 'GenerationFile',
+           'checkpoint_config', 'resolve', 'find_checkpoint', 'text_only', 'load_weights', 'check_device',
+           'default_dtype', 'load_model', 'load_tokenizer']
 
 # %% ../nbs/10_weights.ipynb #1ee7417d
 import copy, hashlib, os, re, shutil, subprocess, sys, tempfile
@@ -37,6 +37,8 @@ from transformers import (MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPI
                           AutoTokenizer, GenerationConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase)
 from transformers import __version__ as transformers_version
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
+from transformers.utils.hub import cached_file
 
 from .core import LyraError, Schema, StandardError, cache_path, checked, read_json
 
@@ -203,7 +205,7 @@ def checkpoint(
     model, root = MODELS[name], Path(root or cache_path())
     def convert(work:Path, target:Path)->None:
         for package in ('gguf', 'accelerate'): _package(package)
-        print(f'Converting {name} to safetensors in {root}, once. {model.terms}', file=sys.stderr, flush=True)
+        print(f'Converting {name} to safetensors in {str(root)!r}, once. {model.terms}', file=sys.stderr, flush=True)
         _convert(model.gguf(work), target)
     return made_once(root/model.folder, convert)
 
@@ -326,6 +328,24 @@ def _check_files(
                         'loaded: convert it to safetensors (`save_pretrained` does) where you trust it.')
     raise LyraError(f'{place} has a config.json but no weights: name a folder that holds safetensors, too.')
 
+class IndexFile(Schema):
+    "What says which file holds which weight."
+    model_config = ConfigDict(extra='ignore')
+    weight_map:Annotated[dict[str, str], Field(min_length=1)]
+
+def _check_index(
+    path:Path, # a model.safetensors.index.json
+)->None:
+    "Raises `LyraError` unless an index names safetensors beside it; transformers would load pickles that it names."
+    damaged, remedy = f'{path} is damaged', 'download or save the checkpoint again'
+    try: found = read_json(path)
+    except LyraError as e: raise LyraError(f'{damaged}: {remedy}.') from e
+    checked(IndexFile, found, damaged, remedy)
+    for name in found['weight_map'].values():
+        if Path(name).name != name or not name.endswith(SAFE[0]):
+            raise LyraError(f'{path} names {name!r}, which is no safetensors file beside it and is never loaded: '
+                            f'{remedy}, as safetensors.')
+
 class GenerationFile(Schema):
     "What is used of a generation_config.json; any other field is for `generate`."
     model_config = ConfigDict(extra='ignore')
@@ -410,6 +430,14 @@ def checkpoint_config(
     if not str(getattr(config, 'transformers_weights', None) or SAFE[0]).endswith(SAFE):
         raise LyraError(f'The config.json of {place} names weights that are no safetensors, which are never loaded: '
                         'remove `transformers_weights` from it.')
+    quantised:Any = getattr(config, 'quantization_config', None) or {}
+    method = quantised.get('quant_method') if isinstance(quantised, dict) else quantised.quant_method
+    if quantised and method not in AUTO_QUANTIZATION_CONFIG_MAPPING:
+        raise LyraError(f'The config.json of {place} names a kind of quantisation that is not known here, {method!r}: '
+                        'name a checkpoint that is not quantised, or quantised in another way.')
+    if '/' in str(attn := getattr(config, '_attn_implementation_internal', None)):
+        raise LyraError(f'The config.json of {place} asks for the code of {attn!r}, and code that comes with a '
+                        'checkpoint is never run: remove `attn_implementation` from it.')
     return config
 
 # %% ../nbs/10_weights.ipynb #cd6ccb86
@@ -435,6 +463,8 @@ def resolve(
     hub = {key: kwargs[key] for key in LOCATE if key in kwargs}
     place, files = _locate(path, **hub)
     _check_files(place, files)
+    for name in sorted(file for file in files if file.endswith(SAFE[1])):
+        if (index := cached_file(place, name, **hub)): _check_index(Path(index))
     own = Path(place, hub.get('subfolder') or '', 'generation_config.json')
     if isinstance(place, Path) and own.name in files: _check_settings(own)
     return place, checkpoint_config(place, **hub)

@@ -1071,7 +1071,7 @@ def save_picture(
         elif path.suffix == '.csv':
             names, rows = picture.table()
             with open(path, 'w', newline='', encoding='utf-8') as f:
-                csv.writer(f).writerows([names, *([csv_text(x) for x in row] for row in rows)])
+                csv.writer(f).writerows([csv_text(x) for x in row] for row in (names, *rows))
         else:
             kind, words = path.suffix[1:], dict(Description=picture.summary())
             picture.draw().savefig(path, format=kind, dpi=200, metadata=words)

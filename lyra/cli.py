@@ -491,15 +491,34 @@ def save(
     import pandas as pd
     from lyra.health import page
     from lyra.plots import csv_text
-    write_file(folder/'turns.csv', pd.DataFrame(rows).map(csv_text).to_csv(index=False).encode())
     settings = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items() if k != 'run'}
     result = json.dumps(dict(settings=settings, turns=rows, asked=asked, found=found), ensure_ascii=False, indent=1)
     write_file(folder/'demo.json', result.encode())
+    write_file(folder/'turns.csv', pd.DataFrame(rows).map(csv_text).to_csv(index=False).encode())
     answers = [dict(method=who, persona='off the record', order=0, turn='first and last', question=q, reply=r)
                for who, replies in asked.items() for q, r in replies.items()]
     write_file(folder/'replies.html', page(pd.DataFrame(answers), 'lyra demo').encode())
 
 # %% ../nbs/91_cli.ipynb #a53f5bf1
+def _check_folder(folder:Path, mark:str, *files:str, other:str='')->None:
+    "Raises `LyraError` where files could not be written, or replace those of somebody else; `mark` tells ours."
+    for place in (folder/name for name in (mark, *files, other) if name):
+        if os.path.lexists(place) and not stat.S_ISREG(os.lstat(place).st_mode):
+            raise LyraError(f'{place} is no ordinary file: name another folder with --out.')
+    if (theirs := [name for name in files if (folder/name).exists()]) and not (folder/mark).exists():
+        raise LyraError(f'{folder/theirs[0]} is not of an earlier run: name another folder with --out.')
+
+@contextmanager
+def _alone(folder:Path)->Iterator[None]:
+    "Write a folder as the only one; raises `LyraError` where another process does."
+    from filelock import FileLock, Timeout
+    try: lock = FileLock(folder/'.lock').acquire(blocking=False)
+    except Timeout as e:
+        raise LyraError(f'{folder} is being written by another process: wait for its end, or name another folder with '
+                        '--out.') from e
+    with lock: yield
+
+# %% ../nbs/91_cli.ipynb #147fb60b
 def demo(
     args, # of `lyra demo`
 )->int: # exit code, 0
@@ -513,10 +532,9 @@ def demo(
                         'add {"id", "question", "prefix", "expected", "foils"}.')
     conversations = read_conversations(args.input or data_path('conversations', 'two_turns_short.jsonl'))
     turns, folder = pick_turns(conversations, args.turns, args.seed), args.out
+    _check_folder(folder, 'demo.json', 'turns.csv', 'replies.html', other='turns.jsonl')
     folder.mkdir(parents=True, exist_ok=True)
-    if os.path.lexists(place := folder/'turns.jsonl') and not stat.S_ISREG(os.lstat(place).st_mode):
-        raise LyraError(f'{place} is no ordinary file: name another folder with --out.')
-    with open(place, 'a', encoding='utf-8') as log:
+    with _alone(folder), open(place := folder/'turns.jsonl', 'a', encoding='utf-8') as log:
         tokenizer, model = _load(args)
         rows, asked, found = _converse(args, model, tokenizer, card, turns, log)
     save(args, folder, rows, asked, found)
@@ -627,6 +645,8 @@ def drift(
     from lyra.plots import png
     from lyra.sweep import dask_executor, gather, sweep
     plan, folder = _plan(args), args.out
+    _check_folder(folder, 'settings.json', 'results.csv', 'summary.csv', 'curves.png', 'frontier.png', 'health.csv',
+                  'replies.csv', 'replies.html')
     if args.dask:
         with dask_executor(args.dask) as executor: results = sweep(plan, folder, executor=executor)
     else: results = sweep(plan, folder, workers=args.workers or 1)

@@ -926,6 +926,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                               'lyra.weights._check_index': ('weights.html#_check_index', 'lyra/weights.py'),
                               'lyra.weights._check_settings': ('weights.html#_check_settings', 'lyra/weights.py'),
                               'lyra.weights._check_whole': ('weights.html#_check_whole', 'lyra/weights.py'),
+                              'lyra.weights._content': ('weights.html#_content', 'lyra/weights.py'),
                               'lyra.weights._convert': ('weights.html#_convert', 'lyra/weights.py'),
                               'lyra.weights._device': ('weights.html#_device', 'lyra/weights.py'),
                               'lyra.weights._download': ('weights.html#_download', 'lyra/weights.py'),

@@ -328,6 +328,18 @@ def _check_files(
                         'loaded: convert it to safetensors (`save_pretrained` does) where you trust it.')
     raise LyraError(f'{place} has a config.json but no weights: name a folder that holds safetensors, too.')
 
+def _content(
+    path:Path, # a JSON file of a checkpoint
+    kind:type[Schema], # its form
+    remedy:str, # ends the error
+)->Any: # a dictionary
+    "What a file says; raises `LyraError` unless it can be read and has that form."
+    damaged = f'{path} is damaged'
+    try: found = read_json(path)
+    except LyraError as e: raise LyraError(f'{damaged}: {remedy}.') from e
+    checked(kind, found, damaged, remedy)
+    return found
+
 class IndexFile(Schema):
     "What says which file holds which weight."
     model_config = ConfigDict(extra='ignore')
@@ -337,11 +349,8 @@ def _check_index(
     path:Path, # a model.safetensors.index.json
 )->None:
     "Raises `LyraError` unless an index names safetensors beside it; transformers would load pickles that it names."
-    damaged, remedy = f'{path} is damaged', 'download or save the checkpoint again'
-    try: found = read_json(path)
-    except LyraError as e: raise LyraError(f'{damaged}: {remedy}.') from e
-    checked(IndexFile, found, damaged, remedy)
-    for name in found['weight_map'].values():
+    remedy = 'download or save the checkpoint again'
+    for name in _content(path, IndexFile, remedy)['weight_map'].values():
         if Path(name).name != name or not name.endswith(SAFE[0]):
             raise LyraError(f'{path} names {name!r}, which is no safetensors file beside it and is never loaded: '
                             f'{remedy}, as safetensors.')
@@ -359,13 +368,10 @@ def _check_settings(
     path:Path, # a generation_config.json
 )->None:
     "Raises `LyraError` unless generation settings can be read; transformers takes damaged ones for none."
-    damaged, remedy = f'{path} is damaged', 'restore it, or remove it'
-    try: found = read_json(path)
-    except LyraError as e: raise LyraError(f'{damaged}: {remedy}.') from e
-    checked(GenerationFile, found, damaged, remedy)
+    found = _content(path, GenerationFile, remedy := 'restore it, or remove it')
     try: GenerationConfig.from_dict(found)
     except Exception as e: # whatever foreign fields make of transformers
-        raise LyraError(f"{damaged} ({' '.join(str(e).split())[:120]}): {remedy}.") from e
+        raise LyraError(f"{path} is damaged ({' '.join(str(e).split())[:120]}): {remedy}.") from e
 
 # %% ../nbs/10_weights.ipynb #27f66fe5
 LAYERS = {'full_attention', 'sliding_attention'}

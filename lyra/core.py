@@ -288,7 +288,8 @@ def _in_words(hint:Any)->str:
     if kind is Annotated: return _in_words(parts[0])
     if kind in (typing.Union, types.UnionType): return ' or '.join(dict.fromkeys(map(_in_words, parts)))
     if kind is tuple or kind is Sequence and parts: return f'a list of {_in_words(parts[0])}' if parts else 'a list'
-    words = {type(None): 'None', str: 'text', int: 'a whole number', float: 'a number', Mapping: 'a dict', Callable: 'a function'}
+    words = {type(None): 'None', str: 'text', int: 'a whole number', float: 'a number', Mapping: 'a dict',
+             Callable: 'a function'}
     return words.get(kind) or f"a {getattr(kind, '__name__', kind)}"
 
 _Any = TypeVar('_Any', bound=Callable)

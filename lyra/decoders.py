@@ -18,7 +18,7 @@ from transformers.cache_utils import Cache, DummyLayer, DynamicLayer
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
 from .core import LyraError
-from .fast import accelerate
+from .fast import accelerate, check_fast
 from .weights import LOCATE, check_device, default_dtype, load_model, load_tokenizer, resolve
 from .int8 import check_int8, int8_checkpoint, is_int8
 from .attention import ACTIVE, Lyra, Rotation, attend, enter, leave, rotations
@@ -207,7 +207,12 @@ def load_attached(
         return _load_int8(name, **options)
     place, device_map = check_device(options.get('device'), options.get('device_map')), options.get('device_map')
     if options.get('dtype') is None: options['dtype'] = default_dtype(device_map or place)
-    is_gemma = resolve(name, options['dtype'])[1].model_type in ('gemma3', 'gemma3_text')
+    config, dtype = resolve(name, **options)[1], options['dtype']
+    if fast:                                                                                # before weights are read
+        on = 'cpu' if default_dtype(device_map or place) == torch.float32 else 'another device'
+        kind = config.get_text_config(decoder=True).dtype or torch.float32 if dtype == 'auto' else dtype
+        check_fast({f"{str(kind).removeprefix('torch.')} on {on}"})
+    is_gemma = config.model_type in ('gemma3', 'gemma3_text')
     model = Lyra.from_pretrained(name, **options) if is_gemma else attach(load_model(name, **options))
     return accelerate(model) if fast else model
 

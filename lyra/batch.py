@@ -19,6 +19,7 @@ from .cache import LyraCache
 from .cards import Card, Probe
 from .persona import Persona, is_exchange
 from .chat import ChatSession, Edge, Sampling, check_finite, check_persona, check_texts
+from .decoders import check_still
 from .drift import Session
 from .health import ORDINARY, REVEAL, decoded, judge_replies, padded
 
@@ -75,6 +76,7 @@ class Batch:
         keep:int=0, # logits of each row; 0: all
     )->tuple[Tensor, list[list[int]]]: # [B, keep or T, vocabulary]; the tokens of each row
         "Read what is pending, and the texts, which `check_rows` has seen."
+        check_still(self.writer.model)
         pending, self.writer.edge = self.writer.edge.pending, Edge()
         ids = [[*pending, *self.writer.ids(text), *tail] for text, tail in zip(texts, tails or [()]*len(texts))]
         tokens, mask = (x.to(self.writer.model.device) for x in padded(ids))

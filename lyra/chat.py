@@ -33,7 +33,8 @@ from .policy import ContextPolicy
 from .cache import LyraCache
 from .state import fits, is_bounded, load_state, save_state, set_state
 from .cards import Template, check_words, find_template, tokenizer_hash
-from .decoders import decoder_of
+from .decoders import check_still, decoder_of
+from .fast import is_fast
 from .persona import Persona, save as write_persona, weights_hash
 from .journal import Journal, Settings
 
@@ -205,6 +206,7 @@ class SessionState:
     ):
         if not isinstance(tokenizer, PreTrainedTokenizerBase):
             raise LyraError(f'A session needs the tokenizer of its model; got {tokenizer!r:.40}.')
+        check_still(model)
         if decoder_of(model) is model:
             raise LyraError('This model has no head that chooses tokens: give the causal language model, not its body.')
         self.model, self.tokenizer, self.weights = model, tokenizer, weights
@@ -260,6 +262,7 @@ class SessionState:
         watch, recorder = self.cache.watch, self.recorder
         if recorder is not None: keep, self.cache.watch = 0, recorder
         tokens = torch.tensor([ids], device=self.model.device)
+        check_still(self.model)
         try: logits = self.model(tokens, cache=self.cache, logits_to_keep=keep).logits[0]
         finally: self.cache.watch = watch
         check_finite(self.model, tokens, logits)
@@ -639,7 +642,8 @@ def save_session(
     journal = Journal(folder)
     name = keep_persona(session.persona, journal) if session.persona else None
     header = dict(settings=to_json(session.settings), weights=session.weights, persona=name)
-    about = dict(tokenizer=tokenizer_hash(session.tokenizer), config=signature(session.cache.config))
+    about:dict[str, Any] = dict(tokenizer=tokenizer_hash(session.tokenizer), config=signature(session.cache.config))
+    if is_fast(session.model): about['fast'] = True                         # else as earlier versions wrote it
     journal.create(header | about | describe_model(session.model), session.turns)
     session.journal = journal
     with suppress(OSError): journal.path.with_name(STATE).unlink(missing_ok=True)     # it would not fit

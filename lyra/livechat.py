@@ -707,7 +707,8 @@ def take_up(
     path:Path, # of the file
 )->list[dict]: # lines
     "Tell a new talk what its file holds; raises `LyraError` where that is damaged or does not fit."
-    found = checked(LiveFile, read_json(path), f'{path} is damaged', 'begin another conversation with anew=True')
+    remedy = 'begin another conversation with anew=True'
+    found = checked(LiveFile, read_json(path, remedy), f'{path} is damaged', remedy)
     talk.offer.personas.update({name: text for name, text in found.words.items() if name not in talk.offer.personas})
     begin(talk, found.choice, [(line.text, line.reply) for line in found.lines])
     return [line.model_dump() for line in found.lines]

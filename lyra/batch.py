@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .core import LyraError, number
+from .core import LyraError, number, typed
 from .policy import ContextPolicy
 from .cache import LyraCache
 from .cards import Card, Probe
@@ -84,6 +84,7 @@ class Batch:
         check_finite(self.writer.model, tokens, logits[mask[:, -logits.shape[1]:].bool()])      # padding means nothing
         return logits, ids
 
+    @typed
     def tell(self,
         turns:Sequence[tuple[str, str]], # of each row: the user's turn and the reply
         *,
@@ -111,6 +112,7 @@ def _past(batch:Batch)->Tensor: # [B, n] tokens
     return torch.tensor(rows, dtype=torch.long, device=batch.writer.model.device).view(len(rows), n)
 
 @torch.no_grad()
+@typed
 def speak(
     batch:Batch, # used up
     questions:Sequence[str], # one for each row
@@ -124,6 +126,7 @@ def speak(
     return decoded(batch.writer, batch.cache, logits[:, -1], _past(batch), sampling)
 
 # %% ../nbs/87_batch.ipynb #5f38a289
+@typed
 def answers_of(
     batch:Batch, # not changed
     questions:Sequence[Sequence[str]], # of every row, as many for each
@@ -143,6 +146,7 @@ def answers_of(
     return replies
 
 # %% ../nbs/87_batch.ipynb #7028c381
+@typed
 def logodds_of(
     batch:Batch, # not changed
     probes:Sequence[Probe], # one for each row

@@ -27,7 +27,7 @@ from transformers import (LogitsProcessorList, PreTrainedTokenizerBase, Repetiti
                           TemperatureLogitsWarper, TopPLogitsWarper)
 
 from .core import (Id, LyraError, OpenSchema, Schema, Text, as_path, checked, differing, number, read_json_lines,
-                       signature)
+                       signature, typed)
 from .int8 import dtype_name
 from .policy import ContextPolicy
 from .cache import LyraCache
@@ -640,6 +640,8 @@ def save_session(
                         'call save() before the first turn.')
     session.weights = session.weights or weights_hash(session.model)
     journal = Journal(folder)
+    if os.path.lexists(state := journal.path.with_name(STATE)) and not os.path.lexists(journal.path):
+        raise LyraError(f'{state} is of no session: name another folder, or remove it.')
     name = keep_persona(session.persona, journal) if session.persona else None
     header = dict(settings=to_json(session.settings), weights=session.weights, persona=name)
     about:dict[str, Any] = dict(tokenizer=tokenizer_hash(session.tokenizer), config=signature(session.cache.config))
@@ -697,6 +699,7 @@ def take_state(
 _Session = TypeVar('_Session', bound=ChatSession)
 
 # %% ../nbs/61_chat.ipynb #77b7b1cd
+@typed
 def load_session(
     cls:type[_Session], # of the session
     folder:Path, # that `save` wrote

@@ -675,8 +675,10 @@ def summary(
     delta:float=.5, # nats; the largest change of the score that does not matter
 )->pd.DataFrame: # one row per method
     "Per method: score at the first and last check, change, p of equivalence, half-life, lead and cost over `full`."
-    if (missing := [name for name in COLUMNS if name not in results]):
+    if (missing := [name for name in ('method', 'persona', 'turn', 'measure', 'value') if name not in results]):
         raise LyraError(f'summary: results have no column {missing[0]!r}: give the table that `sweep` gives.')
+    if score not in (measures := sorted({*results.measure})):
+        raise LyraError(f"summary: nothing was measured as {score!r:.40}: choose from {', '.join(measures)}.")
     scores, cost = per_persona(results, score), costs(results)
     rows = {m: _row(scores, m, delta) | ({'cost': interval(cost[m].dropna())} if m in cost else {})
             for m in results.method.unique()}

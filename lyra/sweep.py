@@ -310,6 +310,7 @@ def gather(
     what:str='rows', # or 'replies', the free ones
 )->pd.DataFrame: # tidy, see `lyra.drift.COLUMNS` and `TEXTS`
     "All finished cells of a plan as one tidy table."
+    if what not in ('rows', 'replies'): raise LyraError(f"gather: what is 'rows' or 'replies'; got {what!r:.40}.")
     out, mine = Path(out), plan.hash()
     rows = [dict(method=m, persona=Path(p).stem, order=o) | row
             for m, p, o in plan.cells() for row in _finished_cell(out, (m, p, o), plan, mine).get(what, ())]
@@ -460,6 +461,8 @@ def sweep(
 )->pd.DataFrame: # tidy, see `lyra.drift.COLUMNS`
     "Hold every cell that `out` lacks, and gather all; raises `LyraError` where `out` holds another plan."
     number(workers, 'The number of workers', least=1, most=4096, whole=True)
+    if executor is not None and not hasattr(executor, 'submit'):
+        raise LyraError(f'sweep: executor is anything with `submit`; got {executor!r:.40}.')
     check_plan(plan)
     settings = _claim(plan, out := Path(out))
     if (fault := unwritable(out/'cells') or unwritable(out)):

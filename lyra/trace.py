@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors, save as save_tensors
 from torch import Tensor
 
-from .core import LyraError, Schema, as_path, checked, number, parse_json, unusable
+from .core import LyraError, Schema, as_path, checked, number, parse_json, typed, unusable
 from .attention import repeat_heads
 from .policy import SEGMENTS, ContextPolicy, layer_types, segments, visible
 from .cache import LyraCache
@@ -244,11 +244,12 @@ class TurnTally:
     surprisal:list[Tensor] = field(default_factory=list) # nats, of each pass
 
 # %% ../nbs/70_trace.ipynb #7f39d87f
+@typed
 class Recorder:
     "Listens to a session's layers and writes what they attend to, turn by turn, to a file."
     def __init__(self,
         session:ChatSession, # that is not being recorded yet
-        path, # file to write, `.lyratrace`; must not exist
+        path:Path|str, # file to write, `.lyratrace`; must not exist
         *,
         probes:Sequence[Probe]=(), # of the persona's card, asked off the record
         probe_every:int=1, # turns

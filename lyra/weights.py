@@ -213,8 +213,11 @@ def _check_made(folder:Path)->Path: # the same
     if (fault := unusable(folder, 'a folder')): raise LyraError(f'{folder} {fault}: delete it, and it is made again.')
     try: noted = read_json(_note_of(folder))
     except LyraError: noted = None
-    if not isinstance(noted, dict): _note_sums(folder)
-    elif (bad := [name for name, about in noted.items() if _sums(folder).get(name) != about]):
+    if not isinstance(noted, dict):
+        _note_sums(folder)
+        return folder
+    found = _sums(folder)
+    if (bad := [name for name, about in noted.items() if found.get(name) != about]):
         raise LyraError(f"{folder/bad[0]} is damaged: {again(folder, 'make it again')}.")
     return folder
 

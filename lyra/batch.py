@@ -29,6 +29,7 @@ def check_rows(
     rows:Sequence[Mapping[str, str]], # of each row: what an error calls a text -> the text
 )->None:
     "Raises `LyraError` unless there are texts for each row, and all of them can be part of a turn."
+    check_still(batch.writer.model)
     if len(rows) != len(batch): raise LyraError(f'{len(rows)} texts for {len(batch)} rows: give one for each.')
     for texts in rows: check_texts(batch.writer, **texts)
 
@@ -76,7 +77,6 @@ class Batch:
         keep:int=0, # logits of each row; 0: all
     )->tuple[Tensor, list[list[int]]]: # [B, keep or T, vocabulary]; the tokens of each row
         "Read what is pending, and the texts, which `check_rows` has seen."
-        check_still(self.writer.model)
         pending, self.writer.edge = self.writer.edge.pending, Edge()
         ids = [[*pending, *self.writer.ids(text), *tail] for text, tail in zip(texts, tails or [()]*len(texts))]
         tokens, mask = (x.to(self.writer.model.device) for x in padded(ids))

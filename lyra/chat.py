@@ -367,6 +367,7 @@ class Sampling:
         return torch.multinomial(scores.softmax(-1).cpu(), 1, generator=self.generator)[:, 0].to(logits.device)
 
 # %% ../nbs/61_chat.ipynb #06a07f58
+@typed
 def sampling_of(
     options:Mapping[str, Any], # fields of `Sampling`
 )->Sampling:

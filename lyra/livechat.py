@@ -29,8 +29,9 @@ import traitlets
 from filelock import FileLock, Timeout
 from IPython.display import display
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
-from .core import LyraError, Schema, Text, as_path, checked, digest, read_json, write_file
+from .core import LyraError, Schema, Text, as_path, checked, digest, read_json, typed, write_file
 from .policy import PRESETS, preset
 from .weights import usual_sampling
 from .cache import LyraCache
@@ -741,9 +742,10 @@ def named_personas(
     if isinstance(persona, Path): persona = read_card(persona)
     return {persona.name or 'persona' if isinstance(persona, Card) else 'persona': persona}
 
+@typed
 def live(
     model:Any, # a `Lyra` or an attached model
-    tokenizer:Any, # of that model
+    tokenizer:PreTrainedTokenizerBase, # of that model
     persona:Any=None, # a `Persona`, a `Card`, its file's `Path`, or an instruction; or several by name
     *,
     models:Mapping[str, tuple[Any, Any]]={}, # others to choose from: name -> model and tokenizer

@@ -372,6 +372,7 @@ def _twice(names:Sequence[str])->str|None:
     "A name that is given more than once."
     return next((name for name in names if names.count(name) > 1), None)
 
+@typed
 def check_plan(
     plan:Plan, # of the sweep
 )->None:

@@ -22,7 +22,7 @@ from importlib.util import find_spec
 from logging import getLogger
 from pathlib import Path
 from threading import Thread
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 from zipfile import ZipFile
 
 import torch
@@ -228,7 +228,9 @@ def _alone(
     "Wait until nobody else converts there, and say so; raises `LyraError` where a folder cannot be used."
     try:
         root.mkdir(parents=True, exist_ok=True)
-        try: return FileLock(lock := root/'convert.lock').acquire(timeout=1)
+        if (fault := unusable(lock := root/'convert.lock')).startswith('is '):
+            raise LyraError(f'{lock} {fault}, which lyra would write: remove it.')
+        try: return FileLock(lock).acquire(timeout=1)
         except Timeout:
             print(f'Another process converts a model in {str(root)!r}: waiting for its end.', file=StandardError())
             return FileLock(lock).acquire()
@@ -452,7 +454,7 @@ def _check_settings(
 Count = Annotated[int, Field(ge=1)]|list|None
 
 class ConfigFile(Schema):
-    "What a config.json may say of a model's size, in the words of several families."
+    "What a config.json may say of a model's size, in the words of several families; and what else has to hold."
     model_config = ConfigDict(extra='ignore')
     hidden_size:Count=None
     intermediate_size:Count=None
@@ -464,6 +466,9 @@ class ConfigFile(Schema):
     n_embd:Count=None
     n_head:Count=None
     n_layer:Count=None
+    query_pre_attn_scalar:Annotated[float, Field(gt=0)]|None=None
+    architectures:list[str]|None=None
+    return_dict:Literal[True]|None=None # a model's output has names
     text_config:'ConfigFile|None'=None
 
 def _check_counts(
@@ -489,6 +494,7 @@ def _unfit(
         window = getattr(text, 'sliding_window', None)
         if not isinstance(window, int) or window < 1: return f'has a sliding_window of {window!r:.20}'
     if (odd := set(getattr(text, 'layer_types', None) or ()) - LAYERS): return f'has layers of {sorted(odd)[0]!r}'
+    if getattr(text, 'use_bidirectional_attention', None) is True: return 'attends to later tokens, too'
     keeps_state = getattr(MODEL_FOR_CAUSAL_LM_MAPPING[type(config)], '_is_stateful', False)
     return 'is recurrent' if keeps_state or not hasattr(text, 'num_attention_heads') else ''
 

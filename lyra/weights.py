@@ -567,10 +567,11 @@ def _stored(
     return tensors, numbers
 
 def _described(
-    config:PreTrainedConfig, # of a text model
+    config:PreTrainedConfig, # of a model
 )->int:
     "How many numbers a model has by its config, less its output head; any exception that building it raises."
-    with torch.device('meta'), no_init_weights(): model = AutoModelForCausalLM.from_config(config)
+    with torch.device('meta'), no_init_weights():
+        model = AutoModelForCausalLM.from_config(copy.deepcopy(config), attn_implementation='eager')
     head = model.get_output_embeddings()
     return sum(p.numel() for p in model.parameters()) - (0 if head is None else head.weight.numel())
 
@@ -590,7 +591,7 @@ def _check_size(
     if isinstance(layers, int) and layers > held[0]:
         raise LyraError(f'The config.json of {place} asks for {layers} layers, and there are {held[0]} tensors: '
                         f'{usual}.')
-    try: numbers = _described(text)
+    try: numbers = _described(text_only(config).get('config', config))
     except Exception as e: # whatever foreign fields make of transformers
         raise LyraError(f'No model can be built from the config.json of {place}: {usual}.') from e
     if numbers > held[1]*(64 if getattr(config, 'quantization_config', None) else 2):

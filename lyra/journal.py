@@ -88,7 +88,8 @@ class Exchange(Schema):
 # %% ../nbs/60_journal.ipynb #3b562dc0
 def _check_beside(path:Path)->None:
     "Raises `LyraError` where something else stands in the place of a file beside the journal."
-    if (fault := unusable(path)).startswith('is '): raise LyraError(f'{path} {fault}, which lyra would write: remove it.')
+    if not (fault := unusable(path)).startswith('is '): return
+    raise LyraError(f'{path} {fault}, which lyra would write: remove it.')
 
 def _claim(folder:Path)->FileLock: # freed with the object, and with the process
     "Become the writer of a folder; raises `LyraError` where another process is, `OSError` where it cannot be written."

@@ -454,7 +454,7 @@ def _check_settings(
 Count = Annotated[int, Field(ge=1)]|list|None
 
 class ConfigFile(Schema):
-    "What a config.json may say of a model's size, in the words of several families; and what else has to hold."
+    "A config.json, as far as it is looked at before transformers reads it: the model's size, for most families."
     model_config = ConfigDict(extra='ignore')
     hidden_size:Count=None
     intermediate_size:Count=None
@@ -463,9 +463,6 @@ class ConfigFile(Schema):
     num_key_value_heads:Count=None
     head_dim:Count=None
     vocab_size:Count=None
-    n_embd:Count=None
-    n_head:Count=None
-    n_layer:Count=None
     query_pre_attn_scalar:Annotated[float, Field(gt=0)]|None=None
     architectures:list[str]|None=None
     return_dict:Literal[True]|None=None # a model's output has names

@@ -588,7 +588,7 @@ def _check_size(
     if isinstance(layers, int) and layers > held[0]:
         raise LyraError(f'The config.json of {place} asks for {layers} layers, and there are {held[0]} tensors: '
                         f'{usual}.')
-    try: numbers = _described(text_only(config).get('config', config))
+    try: numbers = _described(text if config.model_type == 'gemma3' else config)            # as `text_only` has it
     except Exception as e: # whatever foreign fields make of transformers
         raise LyraError(f'No model can be built from the config.json of {place}: {usual}.') from e
     if numbers > held[1]*(64 if getattr(config, 'quantization_config', None) else 2):

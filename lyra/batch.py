@@ -13,12 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .core import LyraError, number
+from .core import LyraError, number, typed
 from .policy import ContextPolicy
 from .cache import LyraCache
 from .cards import Card, Probe
 from .persona import Persona, is_exchange
 from .chat import ChatSession, Edge, Sampling, check_finite, check_persona, check_texts
+from .decoders import check_still
 from .drift import Session
 from .health import ORDINARY, REVEAL, decoded, judge_replies, padded
 
@@ -28,6 +29,7 @@ def check_rows(
     rows:Sequence[Mapping[str, str]], # of each row: what an error calls a text -> the text
 )->None:
     "Raises `LyraError` unless there are texts for each row, and all of them can be part of a turn."
+    check_still(batch.writer.model)
     if len(rows) != len(batch): raise LyraError(f'{len(rows)} texts for {len(batch)} rows: give one for each.')
     for texts in rows: check_texts(batch.writer, **texts)
 
@@ -82,6 +84,7 @@ class Batch:
         check_finite(self.writer.model, tokens, logits[mask[:, -logits.shape[1]:].bool()])      # padding means nothing
         return logits, ids
 
+    @typed
     def tell(self,
         turns:Sequence[tuple[str, str]], # of each row: the user's turn and the reply
         *,
@@ -109,6 +112,7 @@ def _past(batch:Batch)->Tensor: # [B, n] tokens
     return torch.tensor(rows, dtype=torch.long, device=batch.writer.model.device).view(len(rows), n)
 
 @torch.no_grad()
+@typed
 def speak(
     batch:Batch, # used up
     questions:Sequence[str], # one for each row
@@ -122,6 +126,7 @@ def speak(
     return decoded(batch.writer, batch.cache, logits[:, -1], _past(batch), sampling)
 
 # %% ../nbs/87_batch.ipynb #5f38a289
+@typed
 def answers_of(
     batch:Batch, # not changed
     questions:Sequence[Sequence[str]], # of every row, as many for each
@@ -141,6 +146,7 @@ def answers_of(
     return replies
 
 # %% ../nbs/87_batch.ipynb #7028c381
+@typed
 def logodds_of(
     batch:Batch, # not changed
     probes:Sequence[Probe], # one for each row

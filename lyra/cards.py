@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import AfterValidator
+from transformers import PreTrainedTokenizerBase
 
-from .core import Id, LyraError, OpenSchema, Schema, Text, checked, digest, read_json
+from .core import Id, LyraError, OpenSchema, Schema, Text, checked, digest, read_json, typed
 
 # %% ../nbs/50_cards.ipynb #1ec77593
 @dataclass(frozen=True)
@@ -156,9 +157,10 @@ def chat_template(
     return found
 
 # %% ../nbs/50_cards.ipynb #7591b2c0
+@typed
 def find_template(
-    tokenizer:Any, # of the model
-    name:str|None=None, # 'chat' or 'transcript'; None: 'chat' where the tokenizer has a chat template
+    tokenizer:PreTrainedTokenizerBase, # of the model
+    name:Any=None, # 'chat' or 'transcript'; None: 'chat' where the tokenizer has a chat template
 )->Template:
     "A template by name; raises `LyraError` for an unknown one, or one that the tokenizer does not have."
     if name is None: name = 'chat' if tokenizer.chat_template else 'transcript'

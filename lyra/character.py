@@ -21,7 +21,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field
 
-from .core import LyraError, Schema, Text, checked, parse_json, read_bytes, read_json, write_file
+from .core import LyraError, Schema, Text, checked, parse_json, read_bytes, read_json, typed, write_file
 from .plots import printable
 from .weights import MODELS
 from .cards import Card, Template, as_card, find_template, is_text
@@ -454,6 +454,7 @@ def with_card(
     return PNG + b''.join(chunk(kind, body) for kind, body in kept)
 
 # %% ../nbs/54_character.ipynb #e96e3e09
+@typed
 def write_character(
     card:Card, # to be written
     path:Path|str, # .json or .png, replaced if it exists
@@ -523,6 +524,7 @@ def _facts(persona:Persona)->dict[str, str]:
             'template': made['template'], 'tokens': str(len(persona)), 'size': f'{persona.nbytes/1e6:.1f} MB',
             'made with': versions, 'fingerprint': persona.fingerprint()}
 
+@typed
 def hub_card(
     persona:Persona, # whose page it is
     file:str, # the name of its file

@@ -27,13 +27,14 @@ from transformers import (LogitsProcessorList, PreTrainedTokenizerBase, Repetiti
                           TemperatureLogitsWarper, TopPLogitsWarper)
 
 from .core import (Id, LyraError, OpenSchema, Schema, Text, as_path, checked, differing, number, read_json_lines,
-                       signature)
+                       signature, typed)
 from .int8 import dtype_name
 from .policy import ContextPolicy
 from .cache import LyraCache
 from .state import fits, is_bounded, load_state, save_state, set_state
 from .cards import Template, check_words, find_template, tokenizer_hash
-from .decoders import decoder_of
+from .decoders import check_still, decoder_of
+from .fast import is_fast
 from .persona import Persona, save as write_persona, weights_hash
 from .journal import Journal, Settings
 
@@ -205,6 +206,7 @@ class SessionState:
     ):
         if not isinstance(tokenizer, PreTrainedTokenizerBase):
             raise LyraError(f'A session needs the tokenizer of its model; got {tokenizer!r:.40}.')
+        check_still(model)
         if decoder_of(model) is model:
             raise LyraError('This model has no head that chooses tokens: give the causal language model, not its body.')
         self.model, self.tokenizer, self.weights = model, tokenizer, weights
@@ -260,6 +262,7 @@ class SessionState:
         watch, recorder = self.cache.watch, self.recorder
         if recorder is not None: keep, self.cache.watch = 0, recorder
         tokens = torch.tensor([ids], device=self.model.device)
+        check_still(self.model)
         try: logits = self.model(tokens, cache=self.cache, logits_to_keep=keep).logits[0]
         finally: self.cache.watch = watch
         check_finite(self.model, tokens, logits)
@@ -364,6 +367,7 @@ class Sampling:
         return torch.multinomial(scores.softmax(-1).cpu(), 1, generator=self.generator)[:, 0].to(logits.device)
 
 # %% ../nbs/61_chat.ipynb #06a07f58
+@typed
 def sampling_of(
     options:Mapping[str, Any], # fields of `Sampling`
 )->Sampling:
@@ -637,9 +641,12 @@ def save_session(
                         'call save() before the first turn.')
     session.weights = session.weights or weights_hash(session.model)
     journal = Journal(folder)
+    if os.path.lexists(state := journal.path.with_name(STATE)) and not os.path.lexists(journal.path):
+        raise LyraError(f'{state} is of no session: name another folder, or remove it.')
     name = keep_persona(session.persona, journal) if session.persona else None
     header = dict(settings=to_json(session.settings), weights=session.weights, persona=name)
-    about = dict(tokenizer=tokenizer_hash(session.tokenizer), config=signature(session.cache.config))
+    about:dict[str, Any] = dict(tokenizer=tokenizer_hash(session.tokenizer), config=signature(session.cache.config))
+    if is_fast(session.model): about['fast'] = True                         # else as earlier versions wrote it
     journal.create(header | about | describe_model(session.model), session.turns)
     session.journal = journal
     with suppress(OSError): journal.path.with_name(STATE).unlink(missing_ok=True)     # it would not fit
@@ -693,6 +700,7 @@ def take_state(
 _Session = TypeVar('_Session', bound=ChatSession)
 
 # %% ../nbs/61_chat.ipynb #77b7b1cd
+@typed
 def load_session(
     cls:type[_Session], # of the session
     folder:Path, # that `save` wrote

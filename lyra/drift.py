@@ -27,7 +27,7 @@ from matplotlib.transforms import Bbox
 from scipy import stats
 from torch import Tensor
 
-from .core import LyraError, number as checked
+from .core import LyraError, number as checked, typed
 from .attention import repeat_heads
 from .policy import NEVER, ContextPolicy, layer_types, preset
 from .cache import LyraCache
@@ -112,16 +112,17 @@ def find_method(
     if found.limits.get('whole') and value.is_integer(): value = int(value)
     return found, checked(value, f'The number in {name!r}', **found.limits)
 
+@typed
 def open_session(
     name:str, # of a method, with or without its number
     model, # a `Lyra` or an attached model
     tokenizer, # of that model
-    card:Card, # persona in words
+    card:Card|None, # persona in words; None: for a method without one
     template:str='transcript', # 'transcript' or 'chat', see `lyra.cards.find_template`
 )->Session:
     "A conversation under a method; raises `LyraError` for an unknown method or a wrong number."
     found, value = find_method(name)
-    return found.start(model, tokenizer, card, value, template)
+    return found.start(model, tokenizer, card, value, template)             # type: ignore[arg-type]
 
 # %% ../nbs/80_drift.ipynb #4a181148
 @lru_cache(maxsize=64)
@@ -435,6 +436,7 @@ def shuffled_turns(
     return out[:n]
 
 # %% ../nbs/80_drift.ipynb #9c15298c
+@typed
 def ask(
     session:Session, # not changed
     probe:Probe, # what is asked
@@ -665,6 +667,7 @@ def _row(scores:pd.DataFrame, m:str, delta:float)->dict[str, Any]:
     if 'full' in methods: row['over full'] = interval((own[last] - scores.loc['full'][last]).dropna())
     return row
 
+@typed
 def summary(
     results:pd.DataFrame, # as `lyra.sweep.sweep` gives them
     *,
@@ -672,6 +675,10 @@ def summary(
     delta:float=.5, # nats; the largest change of the score that does not matter
 )->pd.DataFrame: # one row per method
     "Per method: score at the first and last check, change, p of equivalence, half-life, lead and cost over `full`."
+    if (missing := [name for name in ('method', 'persona', 'turn', 'measure', 'value') if name not in results]):
+        raise LyraError(f'summary: results have no column {missing[0]!r}: give the table that `sweep` gives.')
+    if score not in (measures := sorted({*results.measure})):
+        raise LyraError(f"summary: nothing was measured as {score!r:.40}: choose from {', '.join(measures)}.")
     scores, cost = per_persona(results, score), costs(results)
     rows = {m: _row(scores, m, delta) | ({'cost': interval(cost[m].dropna())} if m in cost else {})
             for m in results.method.unique()}

@@ -20,9 +20,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
+from transformers import DynamicCache, PreTrainedTokenizerBase
 
-from .core import LyraError, progress as bar
+from .core import LyraError, progress as bar, typed
 from .attention import ACTIVE
 from .policy import ContextPolicy, layer_types
 from .cache import LyraCache
@@ -397,9 +397,10 @@ ROWS:tuple[Callable[[Trial], float], ...] = (
 ALLOWED = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 3e-3}
 
 # %% ../nbs/52_verify.ipynb #04ddecd6
+@typed
 def verify(
     model:Any, # a causal language model in eval mode, attached or not; it is attached from then on
-    tokenizer:Any=None, # for words instead of random tokens
+    tokenizer:PreTrainedTokenizerBase|None=None, # for words instead of random tokens
     *,
     progress:bool=True, # whether to show a bar
 )->list[Row]:

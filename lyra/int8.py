@@ -143,9 +143,11 @@ def save_int8(
 def source_digest(
     place:Path|str, # a checkpoint's folder, or a hub id
     config:Any, # its config
+    inner:str='', # the folder below it that the files are in
 )->str: # 16 hex digits
     "What tells the weights of a checkpoint from others, without reading them."
-    if isinstance(place, str): return digest(place, str(getattr(config, '_commit_hash', '')))[:16]
+    if isinstance(place, str): return digest(place, str(getattr(config, '_commit_hash', '')), inner)[:16]
+    place = place/inner
     files = sorted(p for p in place.iterdir() if p.suffix in ('.json', '.safetensors'))
     return digest(str(place.resolve()), *(f'{p.name} {(s := p.stat()).st_size} {s.st_mtime_ns}' for p in files))[:16]
 
@@ -162,8 +164,9 @@ def int8_checkpoint(
     def convert(work:Path, folder:Path)->None:
         print(f'Rounding {str(place)!r} to 8 bits, once.', file=sys.stderr, flush=True)
         save_int8(load_model(place, dtype='float32', **hub), folder, str(place))
-    root = root or cache_path()/'int8'
-    return made_once(root/f'{Path(place).name}-{source_digest(place, config)}', convert)
+    root, inner = root or cache_path()/'int8', hub.get('subfolder') or ''
+    if isinstance(place, Path): hub.pop('revision', None)                                   # it is that one already
+    return made_once(root/f'{Path(place).name}-{source_digest(place, config, inner)}', convert)
 
 # %% ../nbs/31_int8.ipynb #75b5b450
 def is_int8(

@@ -29,8 +29,9 @@ import traitlets
 from filelock import FileLock, Timeout
 from IPython.display import display
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
-from .core import LyraError, Schema, Text, as_path, checked, digest, read_json, write_file
+from .core import LyraError, Schema, Text, as_path, checked, digest, read_json, typed, write_file
 from .policy import PRESETS, preset
 from .weights import usual_sampling
 from .cache import LyraCache
@@ -707,7 +708,8 @@ def take_up(
     path:Path, # of the file
 )->list[dict]: # lines
     "Tell a new talk what its file holds; raises `LyraError` where that is damaged or does not fit."
-    found = checked(LiveFile, read_json(path), f'{path} is damaged', 'begin another conversation with anew=True')
+    remedy = 'begin another conversation with anew=True'
+    found = checked(LiveFile, read_json(path, remedy), f'{path} is damaged', remedy)
     talk.offer.personas.update({name: text for name, text in found.words.items() if name not in talk.offer.personas})
     begin(talk, found.choice, [(line.text, line.reply) for line in found.lines])
     return [line.model_dump() for line in found.lines]
@@ -740,9 +742,10 @@ def named_personas(
     if isinstance(persona, Path): persona = read_card(persona)
     return {persona.name or 'persona' if isinstance(persona, Card) else 'persona': persona}
 
+@typed
 def live(
     model:Any, # a `Lyra` or an attached model
-    tokenizer:Any, # of that model
+    tokenizer:PreTrainedTokenizerBase, # of that model
     persona:Any=None, # a `Persona`, a `Card`, its file's `Path`, or an instruction; or several by name
     *,
     models:Mapping[str, tuple[Any, Any]]={}, # others to choose from: name -> model and tokenizer

@@ -21,12 +21,13 @@ from pydantic import Field
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as save_tensors
 from torch import Tensor
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 from transformers.cache_utils import Cache, DummyLayer, DynamicLayer
 
-from .core import LyraError, Schema, Text, as_path, checked, differing, digest, parse_json, signature, write_file
+from .core import (LyraError, Schema, Text, as_path, checked, differing, digest, parse_json, signature, typed,
+                       unusable, write_file)
 from .policy import layer_types
-from .decoders import decoder_of
+from .decoders import check_still, decoder_of
 from .cards import (Card, Template, as_card, as_exchanges, check_words, find_template, is_text, read_card,
                         write)
 
@@ -204,9 +205,7 @@ def record(
     "What a text leaves in every layer that has keys of its own; raises `LyraError` where the model cannot be recorded."
     decoder = decoder_of(model)
     if not hasattr(decoder, 'rotations'): raise LyraError('This model is not attached: call lyra.attach(model) first.')
-    dropouts = [m.p for m in decoder.modules() if isinstance(m, torch.nn.Dropout)]
-    drops = any((getattr(decoder.config, 'attention_dropout', 0), *dropouts))
-    if decoder.training and drops: raise LyraError('Dropout is on, so the persona would be noise: call model.eval().')
+    check_still(model)
     layers = [DummyLayer() if kind == 'dummy' else DynamicLayer() for kind in layer_types(decoder.config)]
     place = torch.arange(len(token_ids))[None]
     try: decoder(torch.tensor([[*token_ids]]).to(decoder.device), position_ids=place.to(decoder.device),
@@ -280,9 +279,10 @@ def said_of(
     raise LyraError('Example exchanges are pairs of non-empty texts: [("Who are you?", "I am Lyra."), ...].')
 
 # %% ../nbs/51_persona.ipynb #e7fa8c07
+@typed
 def build(
     model:Any, # a `Lyra` or an attached model, in eval mode, or a wrapper of one
-    tokenizer:Any, # of that model
+    tokenizer:PreTrainedTokenizerBase, # of that model
     source:Any=None, # see `said_of`
     *,
     system:str|None=None, # a system prompt, instead of a source
@@ -379,8 +379,8 @@ def _read(path:Path)->tuple[str|None, dict[str, Tensor]]:
     if path.suffix in ('.pth', '.pt', '.bin', '.pkl', '.pickle'):
         raise LyraError(f'{path} is a pickle, which could run any code and is never loaded: '
                         f'build the persona anew with `lyra persona build CARD.json -o {path.stem}.safetensors`.')
-    if not os.path.isfile(path):
-        raise LyraError(f'{path} does not exist: build it with `lyra persona build CARD.json -o {path}`.')
+    if (fault := unusable(path)):
+        raise LyraError(f'{path} {fault}: build a persona with `lyra persona build CARD.json -o FILE.safetensors`.')
     try:
         with safe_open(path, 'pt') as f:
             return (f.metadata() or {}).get('lyra_persona'), {k: f.get_tensor(k) for k in f.keys()}
@@ -391,7 +391,7 @@ def _header(path:Path, text:str|None)->dict[str, Any]:
     "A persona's header; raises `LyraError` for one that is missing, of another format, or wrong."
     if text is None:
         raise LyraError(f'{path} is a safetensors file, but not a persona: build one with `lyra persona build`.')
-    header = parse_json(text, f'{path} is damaged')
+    header = parse_json(text, f'{path} is damaged', AGAIN.removesuffix('.'))
     made = header.get('made_with') if isinstance(header, dict) else None
     known = made.get('format', FORMAT) if isinstance(made, dict) else FORMAT
     if known != FORMAT: raise LyraError(f'{path} is in format {known!r:.20}, this version reads {FORMAT}: {AGAIN}')

@@ -25,8 +25,8 @@ from torch import Tensor
 from transformers import Gemma3TextConfig
 
 import lyra
-from .core import (LyraError, Schema, checked, differing, digest, number, parse_json, progress, read_json,
-                       read_text, signature, write_file)
+from .core import (LyraError, Schema, as_path, checked, differing, digest, number, parse_json, progress, read_json,
+                       read_text, signature, typed, unwritable, write_file)
 from .weights import load_tokenizer
 from .decoders import decoder_of, load
 from .policy import PRESETS, preset
@@ -44,6 +44,7 @@ MOST = dict(turns=10**6, orders=10**4, probes=10**4, scored_every=10**6) # of a 
 
 DIGITS = 12 # of a digest in a name or a seal
 
+@typed
 @dataclass(frozen=True)
 class Plan:
     "What a sweep is to do: everything that its numbers depend on."
@@ -233,8 +234,8 @@ def _claim(plan:Plan, out:Path)->bytes: # of settings.json, to be written once t
     versions = {m.__name__: str(m.__version__) for m in (torch, transformers, scipy, pd)} | dict(lyra=lyra.__version__)
     settings = dict(plan=asdict(plan), hash=plan.hash(), versions=dict(python=platform.python_version(), **versions))
     if (file := out/'settings.json').exists():
-        damaged = f'{file} is damaged'
-        there = checked(SweepFile, parse_json(read_text(file), damaged), damaged, 'name another folder')
+        damaged, remedy = f'{file} is damaged', 'name another folder'
+        there = checked(SweepFile, parse_json(read_text(file), damaged, remedy), damaged, remedy)
         if there.hash != settings['hash']:
             raise LyraError(f'{out} holds a sweep with other settings: name another folder, or delete this one.')
         if (differ := differing({name: there.versions.get(name) for name in DECISIVE}, versions)):
@@ -302,12 +303,14 @@ def _finished_cell(out:Path, cell:tuple[str, str, int], plan:Plan, mine:str)->di
         raise LyraError(f'{path} is not what its plan asks for ({fault}): delete this file.')
     return held
 
+@typed
 def gather(
     plan:Plan, # of the sweep
-    out, # folder with the results
+    out:Path|str, # folder with the results
     what:str='rows', # or 'replies', the free ones
 )->pd.DataFrame: # tidy, see `lyra.drift.COLUMNS` and `TEXTS`
     "All finished cells of a plan as one tidy table."
+    if what not in ('rows', 'replies'): raise LyraError(f"gather: what is 'rows' or 'replies'; got {what!r:.40}.")
     out, mine = Path(out), plan.hash()
     rows = [dict(method=m, persona=Path(p).stem, order=o) | row
             for m, p, o in plan.cells() for row in _finished_cell(out, (m, p, o), plan, mine).get(what, ())]
@@ -369,6 +372,7 @@ def _twice(names:Sequence[str])->str|None:
     "A name that is given more than once."
     return next((name for name in names if names.count(name) > 1), None)
 
+@typed
 def check_plan(
     plan:Plan, # of the sweep
 )->None:
@@ -448,17 +452,22 @@ def _hold_all(plan:Plan, out:Path, settings:bytes, executor:Executor|None)->None
             _keep(_file(out, cell), mine, held)
             bar.update()
 
+@typed
 def sweep(
     plan:Plan, # what is to be held
-    out, # folder for the results
+    out:Path|str, # folder for the results
     *,
     workers:int=1, # processes on this machine
-    executor:Executor|None=None, # where to run instead: anything with `submit` that returns futures
+    executor:Any=None, # where to run instead: anything with `submit` that returns futures
 )->pd.DataFrame: # tidy, see `lyra.drift.COLUMNS`
     "Hold every cell that `out` lacks, and gather all; raises `LyraError` where `out` holds another plan."
     number(workers, 'The number of workers', least=1, most=4096, whole=True)
+    if executor is not None and not hasattr(executor, 'submit'):
+        raise LyraError(f'sweep: executor is anything with `submit`; got {executor!r:.40}.')
     check_plan(plan)
     settings = _claim(plan, out := Path(out))
+    if (fault := unwritable(out/'cells') or unwritable(out)):
+        raise LyraError(f'{out} cannot be written{fault}: name another folder.')
     try:
         with _pool(workers) if workers > 1 and executor is None else nullcontext(executor) as place:
             _hold_all(plan, out, settings, place)

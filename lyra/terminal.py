@@ -84,6 +84,8 @@ def typed(
         try: text = ask().strip()
         except EOFError: return
         if text == '/quit': return
+        if any(c == '\0' or '\ud800' <= c <= '\udfff' for c in text):         # UTF-16, or bytes of another encoding
+            raise LyraError('The input is not UTF-8 text: save it as UTF-8.')
         if text: yield text
 
 # %% ../nbs/63_terminal.ipynb #7935021d

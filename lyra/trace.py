@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors, save as save_tensors
 from torch import Tensor
 
-from .core import LyraError, Schema, as_path, checked, number, parse_json
+from .core import LyraError, Schema, as_path, checked, number, parse_json, typed, unusable
 from .attention import repeat_heads
 from .policy import SEGMENTS, ContextPolicy, layer_types, segments, visible
 from .cache import LyraCache
@@ -244,11 +244,12 @@ class TurnTally:
     surprisal:list[Tensor] = field(default_factory=list) # nats, of each pass
 
 # %% ../nbs/70_trace.ipynb #7f39d87f
+@typed
 class Recorder:
     "Listens to a session's layers and writes what they attend to, turn by turn, to a file."
     def __init__(self,
         session:ChatSession, # that is not being recorded yet
-        path, # file to write, `.lyratrace`; must not exist
+        path:Path|str, # file to write, `.lyratrace`; must not exist
         *,
         probes:Sequence[Probe]=(), # of the persona's card, asked off the record
         probe_every:int=1, # turns
@@ -500,8 +501,8 @@ def open_trace(
     path:Path, # a file that a `Recorder` wrote
 )->tuple[list[tuple[int, int]], dict[str, Any]]: # frames as by `find_frames`, the first one's note
     "Read the beginning of a trace; raises `LyraError` where there is none."
+    if (fault := unusable(path)): raise LyraError(f'{path} {fault}: name an existing trace.')
     try:
-        if path.exists() and not path.is_file(): raise LyraError(f'{path} is no file: name an existing trace.')
         with open(path, 'rb') as f:
             frames = find_frames(f)
             f.seek(frames[0][0])

@@ -4,43 +4,46 @@
 
 # %% auto #0
 __all__ = ['GEMMA_TERMS', 'INSTALL', 'SMOLLM2_TERMS', 'WHEEL', 'WHEEL_SHA256', 'WHEEL_GGUF', 'DEFAULT', 'MODELS', 'LOCATE',
-           'PATIENCE', 'HTTP_FAULT', 'SAFE', 'LAYERS', 'TEXT_KEYS', 'OTHER_SENSES', 'SPREAD', 'BuiltIn', 'list_models',
-           'usual_sampling', 'made_once', 'checkpoint', 'default_checkpoint', 'IndexFile', 'GenerationFile',
-           'checkpoint_config', 'resolve', 'find_checkpoint', 'text_only', 'load_weights', 'check_device',
-           'default_dtype', 'load_model', 'load_tokenizer']
+           'PATIENCE', 'HTTP_FAULT', 'READ', 'SAFE', 'Count', 'LAYERS', 'TEXT_KEYS', 'OTHER_SENSES', 'SPREAD',
+           'BuiltIn', 'list_models', 'usual_sampling', 'again', 'made_once', 'checkpoint', 'default_checkpoint',
+           'IndexFile', 'GenerationFile', 'ConfigFile', 'checkpoint_config', 'resolve', 'find_checkpoint', 'text_only',
+           'load_weights', 'check_device', 'default_dtype', 'load_model', 'load_tokenizer']
 
 # %% ../nbs/10_weights.ipynb #1ee7417d
-import copy, hashlib, os, re, shutil, subprocess, sys, tempfile
+import copy, hashlib, json, math, os, re, shutil, subprocess, sys, tempfile, zlib
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
-from contextlib import contextmanager, redirect_stderr
+from contextlib import contextmanager, redirect_stderr, suppress
 from dataclasses import dataclass, field
 from difflib import get_close_matches
+from functools import lru_cache
 from importlib import import_module
 from importlib.util import find_spec
 from logging import getLogger
 from pathlib import Path
 from threading import Thread
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 from zipfile import ZipFile
 
 import torch
-from filelock import FileLock
+from filelock import AcquireReturnProxy, FileLock, Timeout
 from huggingface_hub import HfApi, try_to_load_from_cache
 from huggingface_hub.errors import (GatedRepoError, HfHubHTTPError, HFValidationError, RepositoryNotFoundError,
                                     RevisionNotFoundError)
 from huggingface_hub.utils import validate_repo_id
 from pydantic import ConfigDict, Field
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
 from transformers import (MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING, AutoConfig, AutoModelForCausalLM,
                           AutoTokenizer, GenerationConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase)
 from transformers import __version__ as transformers_version
+from transformers.activations import ACT2FN
+from transformers.initialization import no_init_weights
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
 from transformers.utils.hub import cached_file
 
-from .core import LyraError, Schema, StandardError, cache_path, checked, read_json
+from .core import LyraError, Schema, StandardError, cache_path, checked, read_json, unusable, write_file
 
 # %% ../nbs/10_weights.ipynb #e2f3cbe8
 GEMMA_TERMS = ('The Gemma weights stand under the Gemma Terms of Use (https://ai.google.dev/gemma/terms), '
@@ -174,24 +177,85 @@ def _unknown(
     near = [known for known in MODELS if known.startswith(low)] or get_close_matches(low, MODELS, 1, .7)
     return f'There is no model {name!r}: did you mean {near[0]!r}?' if near else ''
 
+# %% ../nbs/10_weights.ipynb #a2e7fa5c
+@lru_cache(maxsize=256)
+def _crc(
+    path:Path, # a file
+    about:tuple[int, int], # size and time of change, so that a changed file is read again
+)->int:
+    "The CRC-32 of a file; a quarter of a second a gigabyte."
+    found = 0
+    with path.open('rb') as file:
+        while part := file.read(2**22): found = zlib.crc32(part, found)
+    return found
+
+def _sums(folder:Path)->dict[str, list[int]]: # name -> size and CRC-32
+    "What tells the files of a folder from damaged ones."
+    about = {p: ((s := p.stat()).st_size, s.st_mtime_ns) for p in sorted(folder.iterdir()) if p.is_file()}
+    return {p.name: [size, _crc(p, (size, changed))] for p, (size, changed) in about.items()}
+
+def _note_of(folder:Path)->Path: return folder.with_name(f'{folder.name}.sums')
+
+def _note_sums(folder:Path)->None:
+    "Note what the files of a folder are, beside it, where that can be written."
+    with suppress(OSError): write_file(_note_of(folder), json.dumps(_sums(folder)).encode())
+
+def again(
+    place:Path|str|None, # a checkpoint
+    usual:str, # the remedy for one that was not made here
+)->str: # ends an error
+    "How a damaged checkpoint is put right: one that `made_once` has made, by making it again."
+    if not isinstance(place, Path) or not _note_of(place).exists(): return usual
+    return f'delete {place}, and it is made again'
+
+def _check_made(folder:Path)->Path: # the same
+    "Raises `LyraError` where a folder is not as it was made."
+    if (fault := unusable(folder, 'a folder')): raise LyraError(f'{folder} {fault}: delete it, and it is made again.')
+    try: noted = read_json(_note_of(folder))
+    except LyraError: noted = None
+    if not isinstance(noted, dict):
+        _note_sums(folder)
+        return folder
+    found = _sums(folder)
+    if (bad := [name for name, about in noted.items() if found.get(name) != about]):
+        raise LyraError(f"{folder/bad[0]} is damaged: {again(folder, 'make it again')}.")
+    return folder
+
 # %% ../nbs/10_weights.ipynb #1aa3cac1
+def _alone(
+    root:Path, # a folder, made where it does not exist
+)->AcquireReturnProxy: # to be used in a `with`
+    "Wait until nobody else converts there, and say so; raises `LyraError` where a folder cannot be used."
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        if (fault := unusable(lock := root/'convert.lock')).startswith('is '):
+            raise LyraError(f'{lock} {fault}, which lyra would write: remove it.')
+        try: return FileLock(lock).acquire(timeout=1)
+        except Timeout:
+            print(f'Another process converts a model in {str(root)!r}: waiting for its end.', file=StandardError())
+            return FileLock(lock).acquire()
+    except OSError as e:
+        raise LyraError(f'{e.filename or root} cannot be used ({e.strerror}): name another folder with the environment '
+                        'variable LYRA_CACHE.') from e
+
 def made_once(
     target:Path, # the folder
     make:Callable[[Path, Path], None], # is given a folder to work in, and one to fill, both empty
 )->Path: # `target`
     "A folder that is made on first use, as a whole or not at all; safe against interruption."
     root = target.parent
-    if target.exists(): return target
-    root.mkdir(parents=True, exist_ok=True)
-    with FileLock(root/'convert.lock'):
-        if target.exists(): return target
+    if target.exists(): return _check_made(target)
+    with _alone(root):
+        if target.exists(): return _check_made(target)
         for stale in root.glob('converting-*'): shutil.rmtree(stale, ignore_errors=True)
         work = Path(tempfile.mkdtemp(prefix='converting-', dir=root))
         try:
             (filled := work/'checkpoint').mkdir()
             make(work, filled)
+            _note_of(target).unlink(missing_ok=True)
             os.replace(filled, target)
         finally: shutil.rmtree(work, ignore_errors=True)
+        _note_sums(target)
     return target
 
 # %% ../nbs/10_weights.ipynb #e4feda2a
@@ -225,9 +289,9 @@ def _place(
         raise LyraError(f'{name!r:.40} names no model: give a text or a path, such as {DEFAULT!r}.')
     if name is None or str(name) in MODELS: return checkpoint(str(name or DEFAULT))
     folder = Path(os.path.expanduser(name)) # like the tests below, it takes any text
-    if os.path.isdir(folder): return folder
-    if os.path.exists(folder):
-        raise LyraError(f'{folder} is a file: name the folder that holds it and a config.json.')
+    if not (fault := unusable(folder, 'a folder')): return folder
+    if os.path.lexists(folder) or 'Permission' in fault:
+        raise LyraError(f'{folder} {fault}: name the folder that holds a config.json and safetensors.')
     try: validate_repo_id(str(name))
     except HFValidationError: is_id = False
     else: is_id = isinstance(name, str)
@@ -296,6 +360,18 @@ def _local_copy(
                     'the network and unset HF_HUB_OFFLINE, or use a built-in model '
                     f"({', '.join(MODELS)}).")
 
+READ = '.json', '.safetensors', '.jinja', 'tokenizer.model', '.txt' # ends of the names of the files that may be read
+
+def _files(
+    place:Path, # a folder
+)->set[str]: # names
+    "The files of a checkpoint's folder; raises `LyraError` for one that cannot be read."
+    found = {file.name for file in place.glob('*')}
+    for name in sorted(name for name in found if name.endswith(READ)):
+        if (fault := unusable(place/name)):
+            raise LyraError(f"{place/name} {fault}: {again(place, 'put the file of that name there')}.")
+    return found
+
 def _locate(
     name:Path|str|None, # built-in name, folder or hub id; None: the default model
     **hub:Any, # of the keywords in `LOCATE`
@@ -306,8 +382,10 @@ def _locate(
     if isinstance(place, str):
         files = _ask_hub(place, **hub)
         if files is not None: return place, {Path(file).name for file in files if Path(file).parent == Path(inner)}
-        place = _local_copy(place, **hub)
-    return place, {file.name for file in place.joinpath(inner).glob('*')}
+        return (place := _local_copy(place, **hub)), _files(place/inner)
+    if hub.get('revision') not in (None, 'main'):
+        raise LyraError(f"{place} is a folder, which has no revision {hub['revision']!r:.40}: leave out revision.")
+    return place, _files(place/inner)
 
 # %% ../nbs/10_weights.ipynb #02e08065
 SAFE = ('.safetensors', '.safetensors.index.json')
@@ -320,13 +398,14 @@ def _check_files(
     if 'adapter_config.json' in files:
         raise LyraError(f'{place} is an adapter: merge it into its model (`merge_and_unload`), save that, and load it.')
     if 'config.json' not in files:
-        raise LyraError(f'{place} has no config.json: name a folder that holds a checkpoint '
-                        '(config.json and safetensors).')
+        usual = 'name a folder that holds a checkpoint (config.json and safetensors)'
+        raise LyraError(f'{place} has no config.json: {again(place, usual)}.')
     if any(name.endswith(SAFE) for name in files): return
     if (pickles := sorted(name for name in files if Path(name).suffix in ('.bin', '.pt', '.pth', '.ckpt'))):
         raise LyraError(f'{place} holds its weights as a pickle ({pickles[0]}), which can run code and is never '
                         'loaded: convert it to safetensors (`save_pretrained` does) where you trust it.')
-    raise LyraError(f'{place} has a config.json but no weights: name a folder that holds safetensors, too.')
+    usual = 'name a folder that holds safetensors, too'
+    raise LyraError(f'{place} has a config.json but no weights: {again(place, usual)}.')
 
 def _content(
     path:Path, # a JSON file of a checkpoint
@@ -368,10 +447,32 @@ def _check_settings(
     path:Path, # a generation_config.json
 )->None:
     "Raises `LyraError` unless generation settings can be read; transformers takes damaged ones for none."
-    found = _content(path, GenerationFile, remedy := 'restore it, or remove it')
+    found = _content(path, GenerationFile, remedy := again(path.parent, 'restore it, or remove it'))
     try: GenerationConfig.from_dict(found)
     except Exception as e: # whatever foreign fields make of transformers
         raise LyraError(f"{path} is damaged ({' '.join(str(e).split())[:120]}): {remedy}.") from e
+Count = Annotated[int, Field(ge=1)]|list|None
+
+class ConfigFile(Schema):
+    "A config.json, as far as it is looked at before transformers reads it: the model's size, for most families."
+    model_config = ConfigDict(extra='ignore')
+    hidden_size:Count=None
+    intermediate_size:Count=None
+    num_hidden_layers:Count=None
+    num_attention_heads:Count=None
+    num_key_value_heads:Count=None
+    head_dim:Count=None
+    vocab_size:Count=None
+    query_pre_attn_scalar:Annotated[float, Field(gt=0)]|None=None
+    architectures:list[str]|None=None
+    return_dict:Literal[True]|None=None # a model's output has names
+    text_config:'ConfigFile|None'=None
+
+def _check_counts(
+    path:Path, # a config.json
+)->None:
+    "Raises `LyraError` for a config that cannot be read, or one of a model without size."
+    _content(path, ConfigFile, again(path.parent, 'restore it, or save the model again'))
 
 # %% ../nbs/10_weights.ipynb #27f66fe5
 LAYERS = {'full_attention', 'sliding_attention'}
@@ -390,6 +491,7 @@ def _unfit(
         window = getattr(text, 'sliding_window', None)
         if not isinstance(window, int) or window < 1: return f'has a sliding_window of {window!r:.20}'
     if (odd := set(getattr(text, 'layer_types', None) or ()) - LAYERS): return f'has layers of {sorted(odd)[0]!r}'
+    if getattr(text, 'use_bidirectional_attention', None) is True: return 'attends to later tokens, too'
     keeps_state = getattr(MODEL_FOR_CAUSAL_LM_MAPPING[type(config)], '_is_stateful', False)
     return 'is recurrent' if keeps_state or not hasattr(text, 'num_attention_heads') else ''
 
@@ -418,7 +520,8 @@ def _misread(
                 'upgrade transformers, or name another checkpoint.')
     if isinstance(e, OSError) and not Path(place).exists():
         return f'The config of {place} could not be fetched ({said}): check the network, and try again.'
-    return f'The config.json of {place} cannot be read ({said.removesuffix(".")}): restore it, or save the model again.'
+    usual = 'restore it, or save the model again'
+    return f'The config.json of {place} cannot be read ({said.removesuffix(".")}): {again(place, usual)}.'
 
 def checkpoint_config(
     place:Path|str, # folder or hub id
@@ -446,6 +549,52 @@ def checkpoint_config(
                         'checkpoint is never run: remove `attn_implementation` from it.')
     return config
 
+# %% ../nbs/10_weights.ipynb #20c70292
+def _stored(
+    files:list[Path], # safetensors
+)->tuple[int, int]|None: # tensors, and numbers in them; None where a file cannot be read
+    "How much a checkpoint holds, from the headers of its files."
+    tensors = numbers = 0
+    try:
+        for file in files:
+            with safe_open(file, 'pt') as f:
+                for name in f.keys():
+                    tensors, numbers = tensors + 1, numbers + math.prod(f.get_slice(name).get_shape())
+    except (SafetensorError, OSError): return None
+    return tensors, numbers
+
+def _described(
+    config:PreTrainedConfig, # of a model
+)->int:
+    "How many numbers a model has by its config, less its output head; any exception that building it raises."
+    with torch.device('meta'), no_init_weights():
+        model = AutoModelForCausalLM.from_config(copy.deepcopy(config), attn_implementation='eager')
+    head = model.get_output_embeddings()
+    return sum(p.numel() for p in model.parameters()) - (0 if head is None else head.weight.numel())
+
+def _check_size(
+    place:Path, # a checkpoint's folder
+    folder:Path, # below it, with the files
+    config:PreTrainedConfig, # that was read from it
+)->None:
+    "Raises `LyraError` for a config of a model that cannot be built, or is far larger than its files."
+    text = config.get_text_config(decoder=True)
+    usual = again(place, 'restore the config.json that belongs to these weights')
+    act = next((x for name in ('hidden_act', 'hidden_activation') if (x := getattr(text, name, None))), None)
+    if isinstance(act, str) and act not in ACT2FN:
+        raise LyraError(f'The config.json of {place} names an unknown activation {act!r:.40}: {usual}.')
+    if (held := _stored(sorted(folder.glob(f'*{SAFE[0]}')))) is None: return              # loading says what is wrong
+    layers = getattr(text, 'num_hidden_layers', 0)
+    if isinstance(layers, int) and layers > held[0]:
+        raise LyraError(f'The config.json of {place} asks for {layers} layers, and there are {held[0]} tensors: '
+                        f'{usual}.')
+    try: numbers = _described(text if config.model_type == 'gemma3' else config)            # as `text_only` has it
+    except Exception as e: # whatever foreign fields make of transformers
+        raise LyraError(f'No model can be built from the config.json of {place}: {usual}.') from e
+    if numbers > held[1]*(64 if getattr(config, 'quantization_config', None) else 2):
+        raise LyraError(f'The config.json of {place} is of a model of {numbers} numbers, and its files hold {held[1]}: '
+                        f'{usual}.')
+
 # %% ../nbs/10_weights.ipynb #cd6ccb86
 def _check_dtype(
     dtype:Any, # torch.dtype, its name, 'auto' or None
@@ -456,6 +605,12 @@ def _check_dtype(
     if not isinstance(known, torch.dtype) or not known.is_floating_point:
         raise LyraError(f"Unknown dtype {dtype!r}: use 'float32', 'bfloat16', 'float16', 'auto' or a torch.dtype.")
 
+def _check_safe(kwargs:Mapping[str, Any])->None:
+    "Raises `LyraError` where code or pickles are asked for."
+    if not kwargs.get('trust_remote_code') and kwargs.get('use_safetensors') is not False: return
+    raise LyraError('Code and pickles that come with a checkpoint are never run: leave out trust_remote_code and '
+                    'use_safetensors.')
+
 def resolve(
     path:Path|str|None=None, # built-in name, folder or hub id; None: gemma3-270m
     dtype:Any=None, # as for `from_pretrained`, checked here
@@ -463,17 +618,19 @@ def resolve(
 )->tuple[Path|str, PreTrainedConfig]: # what `from_pretrained` should load, and its config
     "Find a checkpoint and check its config; raises `LyraError` with a remedy for whatever is wrong."
     _check_dtype(dtype)
-    if kwargs.get('trust_remote_code') or kwargs.get('use_safetensors') is False:
-        raise LyraError('Code and pickles that come with a checkpoint are never run: leave out trust_remote_code and '
-                        'use_safetensors.')
+    _check_safe(kwargs)
     hub = {key: kwargs[key] for key in LOCATE if key in kwargs}
     place, files = _locate(path, **hub)
     _check_files(place, files)
     for name in sorted(file for file in files if file.endswith(SAFE[1])):
         if (index := cached_file(place, name, **hub)): _check_index(Path(index))
-    own = Path(place, hub.get('subfolder') or '', 'generation_config.json')
-    if isinstance(place, Path) and own.name in files: _check_settings(own)
-    return place, checkpoint_config(place, **hub)
+    inner = Path(place, hub.get('subfolder') or '')
+    if isinstance(place, Path):
+        _check_counts(inner/'config.json')
+        if 'generation_config.json' in files: _check_settings(inner/'generation_config.json')
+    config = checkpoint_config(place, **hub)
+    if isinstance(place, Path): _check_size(place, inner, config)
+    return place, config
 
 def find_checkpoint(
     path:Path|str|None=None, # built-in name, folder or hub id; None: gemma3-270m
@@ -530,17 +687,16 @@ def _check_whole(
     path:Path|str|None, # for the error
 )->None:
     "Raises `LyraError` unless the checkpoint held every tensor of the model, no other, and finite ones."
-    def said(fault:str, names:list[str]) -> str: return f'{fault} ({names[0]}, the first of {len(names)})'
-    if (names := sorted(info['missing_keys'])):
-        raise LyraError(f"{said(f'{path} lacks tensors of the model', names)}: download or save it again.")
-    if (names := sorted(key for key in info['unexpected_keys'] if not OTHER_SENSES.match(key))):
-        raise LyraError(f"{said(f'{path} holds tensors that its model has not', names)}: "
-                        'restore the config.json that belongs to these weights.')
-    if (names := sorted(key for key, *_ in info['mismatched_keys'])):
-        raise LyraError(f"{said(f'{path} holds tensors of other shapes than its config.json says', names)}: "
-                        'restore the config.json that belongs to these weights.')
-    if (names := _not_finite(model)):
-        raise LyraError(f"{said(f'{path} holds numbers that are not finite', names)}: download or save it again.")
+    anew = again(path, 'download or save it again')
+    other = again(path, 'restore the config.json that belongs to these weights')
+    more = sorted(key for key in info['unexpected_keys'] if not OTHER_SENSES.match(key))
+    for names, fault, remedy in (
+            (sorted(info['missing_keys']), 'lacks tensors of the model', anew),
+            (more, 'holds tensors that its model has not', other),
+            (sorted(key for key, *_ in info['mismatched_keys']),
+             'holds tensors of other shapes than its config.json says', other),
+            (_not_finite(model), 'holds numbers that are not finite', anew)):
+        if names: raise LyraError(f'{path} {fault} ({names[0]}, the first of {len(names)}): {remedy}.')
 
 # %% ../nbs/10_weights.ipynb #84f48780
 def load_weights(
@@ -558,12 +714,15 @@ def load_weights(
         with _no_report(), redirect_stderr(shown): model, info = load(path, *args, **kwargs)
     except LyraError: raise
     except SafetensorError as e:
-        raise LyraError(f'The weights in {path} are damaged ({e}): download or save them again.') from e
+        remedy = again(path, 'download or save them again')
+        raise LyraError(f'The weights in {path} are damaged ({e}): {remedy}.') from e
     except torch.OutOfMemoryError as e:
         raise LyraError(f"{path} does not fit into the device's memory: use dtype='bfloat16', device_map='auto' or a "
                         'smaller model.') from e
     except Exception as e: # whatever foreign files and arguments make of transformers
         if torch.get_default_device().type == 'meta': raise # the caller's context, and no fault of the files
+        if (wrong := re.search(r"unexpected keyword argument '(\w+)'", str(e))) and wrong[1] in kwargs:
+            raise LyraError(f'A model is not loaded with an option {wrong[1]!r}: leave it out.') from e
         why = ' '.join([f'{type(e).__name__}:', *str(e).strip().splitlines()[:1]]).rstrip('.:')
         raise LyraError(_gated(path) if _is_gated(e) else f'{path} could not be loaded ({why}): see that its files and '
                         'the arguments fit together, or download it again.') from e
@@ -641,14 +800,16 @@ def load_tokenizer(
     **kwargs:Any, # as for `AutoTokenizer.from_pretrained`
 )->PreTrainedTokenizerBase: # pads on the left, as generation needs
     "The tokenizer that belongs to a checkpoint; raises `LyraError` for one that is missing or incomplete."
+    _check_safe(kwargs)
     place, _ = _locate(path, **{key: kwargs[key] for key in LOCATE if key in kwargs})
     kwargs |= dict(padding_side='left', trust_remote_code=False)
-    again = "copy the tokenizer's files there (`tokenizer.save_pretrained` writes them), or name another checkpoint."
+    remedy = again(place, "copy the tokenizer's files there (`tokenizer.save_pretrained` writes them), or name another "
+                   'checkpoint')
     try: tokenizer = AutoTokenizer.from_pretrained(place, **kwargs)
     except Exception as e: # whatever foreign files make of transformers
-        raise LyraError(_gated(place) if _is_gated(e) else f'No tokenizer can be read in {place}: {again}') from e
+        raise LyraError(_gated(place) if _is_gated(e) else f'No tokenizer can be read in {place}: {remedy}.') from e
     if set(tokenizer('word').input_ids) <= set(tokenizer.all_special_ids):
-        raise LyraError(f'The tokenizer in {place} knows no words: {again}')
-    if tokenizer.eos_token is None: raise LyraError(f'The tokenizer in {place} has no end-of-text token: {again}')
+        raise LyraError(f'The tokenizer in {place} knows no words: {remedy}.')
+    if tokenizer.eos_token is None: raise LyraError(f'The tokenizer in {place} has no end-of-text token: {remedy}.')
     if tokenizer.pad_token is None: tokenizer.pad_token = tokenizer.eos_token
     return tokenizer

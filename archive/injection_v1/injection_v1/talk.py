@@ -181,7 +181,8 @@ def fine_tune_talk(
     facts = StageA(model, tokenizer, dialogues('train', n, seed=seed, turns=turns), talk=0, budget=budget)
     loss = TalkLoss(facts, talks, written, **(rows or {}))
     settings = dict(base=base_hash(model.base), rank=model.rank, null=model.null, n=n, turns=turns,
-                    talks=[t.id for t in (*talks, *written)], rows=dict(rows or {}))
+                    talks=[t.id for t in (*talks, *written)],
+                    rows={k: getattr(loss, k) for k in ('replies', 'foreign', 'questions', 'context', 'silence')})
     with frozen_base(model.base):
         return train(loss, model.trained(), steps=steps, lr=lr, out=out, seed=seed, settings=settings, **kwargs)
 

@@ -33,6 +33,7 @@ def check_rows(
     if len(rows) != len(batch): raise LyraError(f'{len(rows)} texts for {len(batch)} rows: give one for each.')
     for texts in rows: check_texts(batch.writer, **texts)
 
+# %% ../nbs/87_batch.ipynb #16a007fa
 class Batch:
     "Conversations under one policy, told in step: the rows of one cache."
     def __init__(self,

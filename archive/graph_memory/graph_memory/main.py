@@ -64,6 +64,7 @@ def evaluate_command(args)->None:
     for name in ('retrieval', 'alone'): print(f'\n{name}\n{by_kind(tables[name]).round(3)}')
     print(f'\ntables in {args.out}')
 
+# %% ../nbs/07_main.ipynb #dd61b32a
 def _any_model(args)->tuple:
     disable_progress_bar()
     if not args.tiny: return load(args.model or DEFAULT, dtype='float32')
@@ -89,6 +90,7 @@ def sweep_command(args)->None:
     table.to_csv(Path(args.out)/'layers.csv', index=False)
     print(table.round(3))
 
+# %% ../nbs/07_main.ipynb #3b43663f
 def chat(args)->None:
     "Talk until the input ends."
     memory = GraphMemory(_trained(args))

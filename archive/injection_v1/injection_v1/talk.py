@@ -83,6 +83,7 @@ def divergence(
     with torch.no_grad(): alone = answer_logits(model, teacher or prompts, answers)[0].log_softmax(-1)
     return (alone.exp()*(alone - told)).sum(-1)
 
+# %% ../nbs/06_talk.ipynb #c1b40857
 class TalkLoss:
     "The loss of a batch of replies, foreign pasts and questions, for `lyra_bench.training.train`."
     def __init__(self,

@@ -448,6 +448,8 @@ class PolicyLayers(Cache):
         if unknown:
             raise LyraError(f'A cache has no option {next(iter(unknown))!r}: choose from policy, persona, prime, '
                             'window_size, sinks, gain and layers.')
+        if not isinstance(prime, bool): raise LyraError(f'prime is True or False; got {prime!r:.40}.')
+        number(gain, 'The gain', above=0, optional=True)
         super().__init__(layers=[])
         config = getattr(model, 'config', model)
         if not isinstance(config, PreTrainedConfig):

@@ -27,6 +27,10 @@ from transformers import Gemma3TextConfig, PreTrainedConfig
 # %% ../nbs/01_core.ipynb #59ca2236
 class LyraError(Exception):
     "One clear sentence about bad input or wrong use, with its remedy."
+    def __init__(self,
+        said:str='', # the sentence; line ends become spaces
+    ):
+        super().__init__(' '.join(said.splitlines()))
 
 # %% ../nbs/01_core.ipynb #a764c3a7
 def _is_finite(value:numbers.Real)->bool:
@@ -289,7 +293,9 @@ def _is(value:Any, hint:Any)->bool:
     if kind is tuple: return isinstance(value, tuple | list) and all(_is(x, parts[0]) for x in value if parts)
     if kind is float: return isinstance(value, numbers.Real) and not isinstance(value, bool)
     if kind is int: return isinstance(value, numbers.Integral) and not isinstance(value, bool)
-    if kind is Sequence: return isinstance(value, Sequence) and (not isinstance(value, str | bytes) or kind is hint)
+    if kind is Sequence:
+        is_list = isinstance(value, Sequence) and (not isinstance(value, str | bytes) or kind is hint)
+        return is_list and all(_is(x, parts[0]) for x in value if parts)
     if kind is Callable: return callable(value)
     return not isinstance(kind, type) or kind is Any or isinstance(value, kind)
 
@@ -343,8 +349,9 @@ def data_path(
 
 def cache_path()->Path: # folder, not necessarily existing
     "The folder of converted weights: `$LYRA_CACHE`, else `lyra` in `$XDG_CACHE_HOME`, else `~/.cache/lyra`."
-    own, usual = os.environ.get('LYRA_CACHE', '').strip(), os.environ.get('XDG_CACHE_HOME') or '~/.cache'
-    found = Path(os.path.expanduser(own or f'{usual}/lyra'))
+    own, usual = (os.environ.get(name, '').strip() for name in ('LYRA_CACHE', 'XDG_CACHE_HOME'))
+    found = Path(own or Path(usual if os.path.isabs(usual) else '~/.cache')/'lyra')
+    if os.environ.get('HOME', '~').strip(): found = Path(os.path.expanduser(found))
     if str(found).startswith('~'):
         raise LyraError(f'There is no home folder for {found}: name a folder of converted weights with the environment '
                         'variable LYRA_CACHE.')

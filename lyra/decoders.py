@@ -214,6 +214,7 @@ def load_attached(
     **options:Any, # as for `lyra.weights.load_model`; its dtype can be 'int8', too
 )->Any: # model, in eval mode and attached
     "Load a model, ready for caches of ours; raises `LyraError` with a remedy for what is wrong."
+    if not isinstance(fast, bool): raise LyraError(f'fast is True or False; got {fast!r:.40}.')
     if is_int8(options.get('dtype')):
         if fast: raise LyraError("8-bit weights have fast products of their own: leave out fast, or int8.")
         return _load_int8(name, **options)

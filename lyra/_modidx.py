@@ -409,6 +409,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                            'lyra.core.differing': ('core.html#differing', 'lyra/core.py'),
                            'lyra.core.digest': ('core.html#digest', 'lyra/core.py'),
                            'lyra.core.first_divergence': ('core.html#first_divergence', 'lyra/core.py'),
+                           'lyra.core.is_flag': ('core.html#is_flag', 'lyra/core.py'),
                            'lyra.core.number': ('core.html#number', 'lyra/core.py'),
                            'lyra.core.parse_json': ('core.html#parse_json', 'lyra/core.py'),
                            'lyra.core.progress': ('core.html#progress', 'lyra/core.py'),

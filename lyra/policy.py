@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedConfig
 from transformers.cache_utils import get_layer_types_and_kwargs
 
-from .core import LyraError, number
+from .core import LyraError, is_flag, number
 
 # %% ../nbs/40_policy.ipynb #3bde73f8
 NEVER = 2**40 # index of a slot that nobody may see; no window is wider
@@ -34,7 +34,7 @@ class ContextPolicy:
 
     def __post_init__(self):
         for name in ('turn', 'persona', 'near'):
-            if isinstance(x := getattr(self, name), bool): continue
+            if is_flag(x := getattr(self, name)): continue
             raise LyraError(f'{name} is True or False; got {x!r:.40}.')
         least = 0 if self.turn or self.persona else 1
         number(self.window, 'The window', least=least, most=NEVER, whole=True, optional=True)

@@ -24,7 +24,7 @@ from transformers import PreTrainedConfig
 from transformers.cache_utils import Cache, CacheLayerMixin, DummyLayer
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
-from .core import LyraError, differing, number, signature
+from .core import LyraError, differing, is_flag, number, signature
 from .attention import ACTIVE, Rotation
 from .policy import NEVER, ContextPolicy, layer_policies, layer_types, visible
 from .buffer import Buffer, change, set_front, trim
@@ -448,6 +448,8 @@ class PolicyLayers(Cache):
         if unknown:
             raise LyraError(f'A cache has no option {next(iter(unknown))!r}: choose from policy, persona, prime, '
                             'window_size, sinks, gain and layers.')
+        if not is_flag(prime): raise LyraError(f'prime is True or False; got {prime!r:.40}.')
+        number(gain, 'The gain', above=0, optional=True)
         super().__init__(layers=[])
         config = getattr(model, 'config', model)
         if not isinstance(config, PreTrainedConfig):

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['TRANSCRIPT', 'ASKED', 'TOLD', 'NEXT', 'SYSTEM', 'LONG', 'SECONDS', 'MEMORY', 'TRIAL', 'RULES', 'Template', 'write',
-           'chat_template', 'find_template', 'tokenizer_hash', 'as_exchanges', 'is_text', 'check_words', 'Probe',
-           'Rule', 'Card', 'CardFile', 'as_card', 'read_card']
+           'chat_template', 'find_template', 'tokenizer_hash', 'as_exchanges', 'is_text', 'check_words', 'spells',
+           'Probe', 'Rule', 'Card', 'CardFile', 'as_card', 'read_card']
 
 # %% ../nbs/50_cards.ipynb #51edac36
 import json, subprocess, sys
@@ -164,8 +164,9 @@ def find_template(
 )->Template:
     "A template by name; raises `LyraError` for an unknown one, or one that the tokenizer does not have."
     if name is None: name = 'chat' if tokenizer.chat_template else 'transcript'
-    if name == 'chat': return chat_template(tokenizer)
-    if name == 'transcript': return replace(TRANSCRIPT, opening=tokenizer.decode(tokenizer('').input_ids))
+    known = name if isinstance(name, str) else ''                               # an array has no truth of its own
+    if known == 'chat': return chat_template(tokenizer)
+    if known == 'transcript': return replace(TRANSCRIPT, opening=tokenizer.decode(tokenizer('').input_ids))
     raise LyraError(f"Unknown template {name!r}: use 'transcript' for a base model, 'chat' for the chat template of an "
                     "instruction-tuned one.")
 
@@ -183,6 +184,7 @@ def as_exchanges(
     try: said = [(m['role'], m['content']) for m in messages]
     except (TypeError, KeyError) as e: raise LyraError('A message is {"role": ..., "content": ...}.') from e
     if not all(is_text(text) for _, text in said): raise LyraError("A message's content is a non-empty text.")
+    if not all(isinstance(role, str) for role, _ in said): raise LyraError("A message's role is a text.")
     system = said.pop(0)[1] if said and said[0][0] == 'system' else None
     roles, texts = [role for role, _ in said], [text for _, text in said]
     if not (system or said) or len(said) % 2 or roles != ['user', 'assistant']*(len(said)//2):
@@ -204,6 +206,7 @@ def check_words(
 )->None:
     "Raises `LyraError` for a text that cannot be somebody's words."
     if not is_text(text): raise LyraError(f'The {what} is empty: it needs some text.')
+    if '\0' in text: raise LyraError(f'The {what} contains a null character: remove it.')
     own = ''.join((template.opening, template.system, template.user, template.reply, template.between))
     added = (t.content for t in tokenizer.added_tokens_decoder.values()
              if t.special or t.content.strip() and t.content in own)
@@ -216,6 +219,20 @@ def check_words(
     try: text.encode('utf-8')
     except UnicodeEncodeError as e:
         raise LyraError(f'The {what} contains half of a character (a lone surrogate): remove it.') from e
+
+# %% ../nbs/50_cards.ipynb #75661959
+def spells(
+    tokenizer:Any, # of the model
+    template:Template, # how turns are written
+    token_ids:Sequence[int], # of a persona
+    text:str, # its words
+)->bool:
+    "Whether tokens are those of a text, apart from what stands before the first turn."
+    read = lambda ids: ''.join(tokenizer.decode([*ids]).split())
+    plain = lambda ids: read(ids).replace(read(token_ids[:1]), '')             # a joined persona has that once
+    opening = plain(tokenizer(template.opening, add_special_tokens=False).input_ids)
+    bare = lambda ids: plain(ids).replace(opening, '')
+    return bare(token_ids) == bare(tokenizer(text, add_special_tokens=False).input_ids)
 
 # %% ../nbs/50_cards.ipynb #cbeead7e
 @dataclass(frozen=True)

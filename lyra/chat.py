@@ -32,11 +32,11 @@ from .int8 import dtype_name
 from .policy import ContextPolicy
 from .cache import LyraCache
 from .state import fits, is_bounded, load_state, save_state, set_state
-from .cards import Template, check_words, find_template, tokenizer_hash
+from .cards import Template, check_words, find_template, spells, tokenizer_hash
 from .decoders import check_still, decoder_of
 from .fast import is_fast
 from .persona import Persona, save as write_persona, weights_hash
-from .journal import Journal, Settings
+from .journal import AGAIN, Journal, Settings
 
 # %% ../nbs/61_chat.ipynb #b9fe8a66
 @dataclass(frozen=True)
@@ -283,6 +283,14 @@ def check_persona(
     if mine != theirs:
         raise LyraError(f'The persona was made with the template {theirs!r}, the session has {mine!r}: '
                         f'open the session with template={theirs!r}, or build the persona with template={mine!r}.')
+    end = session.template.system.format(text='\0').partition('\0')[2]                       # of a system message
+    is_closed = bool(session.template.system) and persona.text.endswith(end)
+    if not spells(session.tokenizer, session.template, persona.token_ids, persona.text):
+        raise LyraError('The tokens of this persona are not those of its text: build it anew with '
+                        '`lyra persona build`.')
+    if persona.is_closed and not is_closed or end.strip() and is_closed and not persona.is_closed:
+        raise LyraError('This persona does not end as it says, with a system message or with a reply: build it anew '
+                        'with `lyra persona build`.')
 
 # %% ../nbs/61_chat.ipynb #a28b6c6e
 def check_texts(
@@ -447,7 +455,8 @@ class ChatSession(SessionState):
         listener:Watcher|None=None, # who is told of the attention to question and prefix
     )->Asked: # that scores any answer
         "Ask a question off the record; raises `LyraError` for what cannot be a turn."
-        check_texts(self, question=question, **({} if prefix == '' else dict(prefix=prefix)))
+        has_none = isinstance(prefix, str) and not prefix
+        check_texts(self, question=question, **({} if has_none else dict(prefix=prefix)))
         twin = self.off_the_record()
         twin.cache.begin_turn()
         twin.cache.watch = listener
@@ -613,7 +622,7 @@ def keep_state(
 )->None:
     "Write the state of a session's cache beside its journal, where that has a bound."
     if session.journal is None or not is_bounded(session.cache): return
-    about = dict(rows=len(session.turns), after=session.journal.last)
+    about = dict(session=session.journal.digests[0], rows=len(session.turns), after=session.journal.last)
     with suppress(OSError): save_state(session.cache, session.journal.path.with_name(STATE), about)
 
 # %% ../nbs/61_chat.ipynb #6b60252a
@@ -647,9 +656,9 @@ def save_session(
     header = dict(settings=to_json(session.settings), weights=session.weights, persona=name)
     about:dict[str, Any] = dict(tokenizer=tokenizer_hash(session.tokenizer), config=signature(session.cache.config))
     if is_fast(session.model): about['fast'] = True                         # else as earlier versions wrote it
+    with suppress(OSError): state.unlink(missing_ok=True)                   # it would not fit the new journal
     journal.create(header | about | describe_model(session.model), session.turns)
     session.journal = journal
-    with suppress(OSError): journal.path.with_name(STATE).unlink(missing_ok=True)     # it would not fit
     if session.turns: keep_state(session)
     return folder
 
@@ -669,6 +678,7 @@ def _check(session:ChatSession, row:Mapping, journal:Journal)->None:
 
 class About(Schema):
     "What the state of a session says of its journal."
+    session:str='' # the hash of its first line; '': an earlier version did not note it
     rows:Annotated[int, Field(ge=1)] # that it covers
     after:str # the hash of the last of them
 
@@ -676,12 +686,16 @@ def take_state(
     session:ChatSession, # new
     rows:Sequence[Mapping], # of its journal
     journal:Journal, # beside which the state may lie
+    is_whole:bool=True, # whether no torn line was set aside
 )->int: # how many rows the state covers; 0: there is none that fits
-    "Bring a session to the state that lies beside its journal; raises `LyraError` for a row that cannot come next."
+    "Bring a session to the state beside its journal; raises `LyraError` for a row that is wrong, or that is gone."
     found = load_state(journal.path.with_name(STATE)) if is_bounded(session.cache) else None
     if found is None: return 0
     try: about = checked(About, found[1]['about'], str(journal.path))
     except LyraError: return 0
+    if is_whole and about.session == journal.digests[0] and about.rows > len(rows):
+        raise LyraError(f'{journal.path} was cut (it has {len(rows)} rows, and {STATE} beside it was written after '
+                        f'{about.rows}): {AGAIN}, or remove {STATE}.')
     kept, turns = rows[:about.rows], [row for row in rows[:about.rows] if 'user' in row]
     if about.rows > len(rows) or journal.digests[about.rows] != about.after or not turns: return 0
     twin, (tensors, note) = session.off_the_record(), found
@@ -710,7 +724,7 @@ def load_session(
     "Read a session; raises `LyraError` where it is damaged or was held with another model."
     journal = Journal(folder)
     header, rows = journal.read()
-    journal.mend()
+    torn = journal.mend()
     if (weights := header['weights']) != weights_hash(model):
         held = ' in '.join(filter(None, (header.get('model'), header.get('dtype'))))
         raise LyraError(f"{journal.path} was held with another model{held and f', {held}'}: load that one.")
@@ -720,7 +734,7 @@ def load_session(
         raise LyraError(f'{journal.path} was held with another tokenizer, or another chat template: put that one back.')
     persona = kept_persona(header['persona'], journal)
     session = cls(model, tokenizer, persona, weights=weights, **from_json(header['settings']))
-    done = take_state(session, rows, journal)
+    done = take_state(session, rows, journal, not torn)
     left = rows[done:]
     for row in tqdm(left, desc='reading the session', unit='turn', file=sys.stderr,
                     disable=True if len(left) < 20 else None):  # None: where stderr is no terminal:

@@ -17,7 +17,8 @@ from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
-from .core import LyraError, data_path, number, tiny_config, unusable, unwritable, write_file
+from .core import (LyraError, data_path, number, parse_json, read_bytes, tiny_config, unusable, unwritable,
+                       write_file)
 from .policy import NEVER, PRESETS, preset
 
 # %% ../nbs/91_cli.ipynb #5be92878
@@ -53,8 +54,8 @@ def _text(given:str)->str:
     return given
 
 def _path(given:str)->Path:
-    "An argument that names a file or a folder."
-    return Path(_text(given))
+    "An argument that names a file or a folder; a shell leaves the `~` of `--out=~/talk` as it is."
+    return Path(os.path.expanduser(_text(given)))
 
 def _plain(kind:Callable[[str], Any], given:str, what:str)->Any:
     "A number in ASCII; Python also reads 1_0, and digits of other scripts."
@@ -182,8 +183,17 @@ def _check_system(args)->None:
         raise LyraError(f'--system is a persona of its own: leave out {given}, or --system.')
 
 # %% ../nbs/91_cli.ipynb #cbfc4162
-OURS = {'.safetensors': (b'lyra_persona',), '.md': (b'tags: [lyra, persona]',), '.json': (b'"chara_card_v',),
-        '.png': (b'chara\0', b'ccv3\0')} # what a file has in it that a command may replace
+OURS = {'.safetensors': b'lyra_persona', '.md': b'tags: [lyra, persona]'} # what a file has in it that lyra wrote
+
+def _is_ours(path:Path)->bool:
+    "Whether lyra wrote a file, of the kind that its name says."
+    if (data := read_bytes(path)) == b'': return True
+    if path.suffix not in ('.json', '.png'): return OURS.get(path.suffix, b'') in data[:2**16]
+    from lyra.character import card_data, card_texts, decoded, lyra_fields
+    try:
+        text = decoded(next(iter(card_texts(data, '').values())), '') if path.suffix == '.png' else data.decode('utf-8')
+        return lyra_fields(card_data(parse_json(text, ''), '')) is not None
+    except (LyraError, UnicodeDecodeError): return False
 
 def _check_output(path:Path)->None:
     "Raises `LyraError` for a file that cannot be written, or would replace one of another kind."
@@ -192,8 +202,7 @@ def _check_output(path:Path)->None:
             raise LyraError(f'{path} cannot be written{fault}: name another file with --output.')
         return
     if (fault := unusable(path)): raise LyraError(f'{path} {fault}: name another file with --output.')
-    with open(path, 'rb') as file: begins = file.read() if path.suffix == '.png' else file.read(2**16)
-    if not begins or any(mark in begins for mark in OURS.get(path.suffix, (b'',))): return
+    if _is_ours(path): return
     raise LyraError(f'{path} is there already and was not written by lyra: name another file with --output, or '
                     'delete it.')
 
@@ -528,13 +537,20 @@ def save(
     write_file(folder/'replies.html', page(pd.DataFrame(answers), 'lyra demo').encode())
 
 # %% ../nbs/91_cli.ipynb #a53f5bf1
-def _check_folder(folder:Path, mark:str, *files:str, other:str='')->None:
-    "Raises `LyraError` where files could not be written, or replace those of somebody else; `mark` tells ours."
-    for place in (folder/name for name in (mark, *files, other) if name):
+def _check_folder(folder:Path, mark:str, *files:str, **begins:bytes)->None:
+    """Raises `LyraError` where files could not be written, or replace those of somebody else; `mark` tells ours, and so
+    does what a file of ours begins with, by its name with `_` for the dot."""
+    begun = {name.replace('_', '.'): text for name, text in begins.items()}
+    for place in (folder/name for name in (mark, *files, *begun)):
         if os.path.lexists(place) and not stat.S_ISREG(os.lstat(place).st_mode):
             raise LyraError(f'{place} is no ordinary file: name another folder with --out.')
     if (theirs := [name for name in files if (folder/name).exists()]) and not (folder/mark).exists():
         raise LyraError(f'{folder/theirs[0]} is not of an earlier run: name another folder with --out.')
+    for name, text in begun.items():
+        if not (place := folder/name).exists(): continue
+        with open(place, 'rb') as file: found = file.read(len(text))
+        if text.startswith(found): continue                                     # an interrupted run may have left less
+        raise LyraError(f'{place} is not of an earlier run: name another folder with --out.')
 
 @contextmanager
 def _alone(folder:Path)->Iterator[None]:
@@ -560,7 +576,8 @@ def demo(
                         'add {"id", "question", "prefix", "expected", "foils"}.')
     conversations = read_conversations(args.input or data_path('conversations', 'two_turns_short.jsonl'))
     turns, folder = pick_turns(conversations, args.turns, args.seed), args.out
-    _check_folder(folder, 'demo.json', 'turns.csv', 'replies.html', other='turns.jsonl')
+    _check_folder(folder, 'demo.json', 'turns.csv', 'replies.html', demo_json=b'{\n "settings": ',
+                  turns_jsonl=b'{"policy": ')
     folder.mkdir(parents=True, exist_ok=True)
     with _alone(folder), open(place := folder/'turns.jsonl', 'a', encoding='utf-8') as log:
         tokenizer, model = _load(args)
@@ -713,8 +730,24 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter):
     def _get_help_string(self, action):
         return action.help if action.default is None else super()._get_help_string(action)
 
+class _Once(argparse.Action):
+    "Keeps the value of an argument; refuses an option that stands twice."
+    def __call__(self, parser, namespace, values, option_string=None):
+        if option_string and self in parser.given: parser.error(f'{option_string} stands there twice: give it once')
+        parser.given.append(self)
+        setattr(namespace, self.dest, values)
+
 class _Parser(argparse.ArgumentParser):
     "Refuses with control characters made visible."
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.given:list[argparse.Action] = []                                 # the arguments so far
+        for name in (None, 'store'): self.register('action', name, _Once)
+
+    def parse_known_args(self, args=None, namespace=None):
+        self.given.clear()
+        return super().parse_known_args(args, namespace)
+
     def error(self, message): super().error(_shown(' '.join(message.split())))
 
     def _print_message(self, message, file=None):

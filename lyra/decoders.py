@@ -17,7 +17,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedT
 from transformers.cache_utils import Cache, DummyLayer, DynamicLayer
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
-from .core import LyraError
+from .core import LyraError, is_flag
 from .fast import accelerate, check_fast
 from .weights import LOCATE, check_device, default_dtype, load_model, load_tokenizer, resolve
 from .int8 import check_int8, int8_checkpoint, is_int8
@@ -214,6 +214,7 @@ def load_attached(
     **options:Any, # as for `lyra.weights.load_model`; its dtype can be 'int8', too
 )->Any: # model, in eval mode and attached
     "Load a model, ready for caches of ours; raises `LyraError` with a remedy for what is wrong."
+    if not is_flag(fast): raise LyraError(f'fast is True or False; got {fast!r:.40}.')
     if is_int8(options.get('dtype')):
         if fast: raise LyraError("8-bit weights have fast products of their own: leave out fast, or int8.")
         return _load_int8(name, **options)

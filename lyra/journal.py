@@ -163,14 +163,17 @@ class Journal:
         self.digests, self.size = digests, len(whole)
         return header, rows
 
-    def mend(self)->None:
+    def mend(self)->int: # bytes that were set aside
         "Make ready to write, and set aside what a crash has left; raises `LyraError` where that cannot be done."
         if not self.digests: self.read()
         try:
             self.lock = _claim(self.path.parent)
+            if self.path.is_symlink():
+                raise LyraError(f'{self.path} is a link, which is not followed: put the file itself in its place.')
             if (torn := set_aside(self.path, self.size)):
                 _log.warning(f'{str(self.path)!r}: the last line was torn by a crash; {torn} bytes were moved to '
                              f'{self.path.name}.damaged.')
+            return torn
         except OSError as e:
             raise LyraError(f'{self.path} cannot be written ({e.strerror}): copy its folder to where you may '
                             'write.') from e

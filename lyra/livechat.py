@@ -697,8 +697,9 @@ def live_path(
     anew:bool, # whether another conversation is to begin
 )->Path: # of the file, not necessarily existing
     "Where the conversation with these models and personas is kept."
-    plain = lambda x: x.fingerprint() if isinstance(x, Persona) else x.instruction if isinstance(x, Card) else x or ''
-    names = [offer.weights_of(next(iter(offer.models))), *(f'{n} {plain(x)}' for n, x in offer.personas.items())]
+    plain = lambda x: x.fingerprint() if isinstance(x, Persona) else x.instruction if isinstance(x, Card) else x
+    known = {name: '' if x is None else plain(x) for name, x in offer.personas.items()}
+    names = [offer.weights_of(next(iter(offer.models))), *(f'{name} {x}' for name, x in known.items())]
     stem, n = f"live-{digest(*names)[:8]}", 1
     while (folder/f'{stem}-{n + 1}.json').exists(): n += 1
     return folder/f"{stem}-{n + (anew and (folder/f'{stem}-{n}.json').exists())}.json"

@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedConfig
 from transformers.cache_utils import get_layer_types_and_kwargs
 
-from .core import LyraError, number
+from .core import LyraError, is_flag, number
 
 # %% ../nbs/40_policy.ipynb #3bde73f8
 NEVER = 2**40 # index of a slot that nobody may see; no window is wider
@@ -33,14 +33,14 @@ class ContextPolicy:
     near:bool = False # whether the persona stands just before the turn, instead of before all that is visible
 
     def __post_init__(self):
+        for name in ('turn', 'persona', 'near'):
+            if is_flag(x := getattr(self, name)): continue
+            raise LyraError(f'{name} is True or False; got {x!r:.40}.')
         least = 0 if self.turn or self.persona else 1
         number(self.window, 'The window', least=least, most=NEVER, whole=True, optional=True)
         number(self.sinks, 'The number of sinks', least=0, most=2**16, whole=True)
         number(self.gain, 'The gain', above=0)
         number(self.gain_from, 'gain_from, which counts tokens,', least=0, whole=True)
-        for name in ('turn', 'persona', 'near'):
-            if (x := getattr(self, name)) in (True, False): continue
-            raise LyraError(f'{name} is True or False; got {x!r:.40}.')
         if self.gain != 1 and not self.persona:
             raise LyraError('A gain weighs the keys of a persona: set persona=True, or leave the gain at 1.')
         if self.near and not self.persona:

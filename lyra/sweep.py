@@ -378,8 +378,11 @@ def check_plan(
 )->None:
     "Raises `LyraError` for a plan that cannot be carried out."
     if not plan.personas: raise LyraError('A sweep needs a persona: name one or more cards.')
+    found:dict[Card, str] = {}
     for path in plan.personas:
-        if read_card(path).probes: continue
+        if (other := found.setdefault(card := read_card(path), path)) != path:
+            raise LyraError(f'{path} is the same card as {other}: name one of them, since a persona counts once.')
+        if card.probes: continue
         raise LyraError(f'{path} has no probes, so nothing can be asked: add "probes", see data/README.md.')
     names = [Path(p).stem for p in plan.personas]
     if (twice := _twice(names)):

@@ -99,7 +99,21 @@ def find_frames(
         if not size or at + size > end: break
         frames.append((at, size))
         file.seek(at + size)
+    if len(head) == 8 and (found := _stored_size(file, at)) not in (None, size):
+        raise LyraError(f'{file.name} is damaged (a frame of {found} bytes is said to have {size}): record it anew.')
     return frames
+
+def _stored_size(
+    file:BinaryIO, # open for reading bytes
+    at:int, # offset of a frame's safetensors
+)->int|None: # bytes of these and the checksum; None where the beginning of a frame does not stand there
+    "How many bytes a frame has by what stands in it."
+    file.seek(at)
+    try:
+        length = struct.unpack('<Q', file.read(8))[0]
+        about = json.loads(file.read(min(length, 2**24)))
+        return 8 + length + max(x['data_offsets'][1] for name, x in about.items() if name != '__metadata__') + 4
+    except UNREADABLE: return None
 
 # %% ../nbs/70_trace.ipynb #f982833f
 @dataclass
@@ -505,11 +519,13 @@ def open_trace(
     try:
         with open(path, 'rb') as f:
             frames = find_frames(f)
-            f.seek(frames[0][0])
-            found = read_note(f.read(frames[0][1]))['format']
-            note = read_frame(f, *frames[0])[1] if found == FORMAT else {}
+            try:
+                f.seek(frames[0][0])
+                found = read_note(f.read(frames[0][1]))['format']
+                note = read_frame(f, *frames[0])[1] if found == FORMAT else {}
+            except UNREADABLE as e:
+                raise LyraError(f'{path} is no trace: record one with `lyra.trace.Recorder`.') from e
     except OSError as e: raise LyraError(f'{path} cannot be read ({e.strerror}): name an existing trace.') from e
-    except UNREADABLE as e: raise LyraError(f'{path} is no trace: record one with `lyra.trace.Recorder`.') from e
     if found != FORMAT:
         raise LyraError(f'{path} is in format {found!r:.20}, this version reads {FORMAT}: record it anew.')
     header = checked(TraceHeader, note, f'{path} is damaged', 'record it anew')

@@ -377,8 +377,10 @@ def _locate(
     **hub:Any, # of the keywords in `LOCATE`
 )->tuple[Path|str, set[str]]: # what `from_pretrained` should load, and the names of its files
     "Find a checkpoint; raises `LyraError` with a remedy where there is none."
+    for what in ('subfolder', 'revision'):
+        if isinstance(hub.get(what), str|None): continue
+        raise LyraError(f'{what} is a text; got {hub[what]!r:.40}.')
     place, inner = _place(name), hub.get('subfolder') or ''
-    if not isinstance(inner, str): raise LyraError(f'subfolder is a text; got {inner!r:.40}.')
     if isinstance(place, str):
         files = _ask_hub(place, **hub)
         if files is not None: return place, {Path(file).name for file in files if Path(file).parent == Path(inner)}
@@ -750,7 +752,8 @@ def _places(
 )->list[Any]: # the devices that it names
     "Where a device map puts a model, as far as it says."
     places = device_map.values() if isinstance(device_map, dict) else [device_map]
-    return [place for place in places if place is not None and place not in (*SPREAD, 'disk')]
+    words = (*SPREAD, 'disk')
+    return [x for x in places if x is not None and not (isinstance(x, str) and x in words)]
 
 # %% ../nbs/10_weights.ipynb #0646c727
 def check_device(

@@ -55,11 +55,11 @@ def find_addresses(
     model, # frozen; any that `lyra.load` gives
     tokenizer,
     *,
-    layer:int|None=None, # whose input is read; None: 8, or the middle of a model of fewer than 17 layers
+    layer:int|None=None, # whose input is read; None: the one three quarters up
     n:int=300, # most facts, and most questions, that the statistics are taken from
 )->Addresses:
     "Take the statistics of a model; some ten seconds for 270M parameters on two cores."
-    reader = FactReader(model, tokenizer, min(8, model.config.num_hidden_layers//2) if layer is None else layer)
+    reader = FactReader(model, tokenizer, 3*model.config.num_hidden_layers//4 if layer is None else layer)
     found = Addresses(reader, Calibration(model.config.hidden_size), tokenizer, model.config)
     return calibrate(found, make_examples('train', n), n=n)
 
@@ -245,7 +245,8 @@ def evaluate_bank(
     split:str='held_out',
 )->dict[str, pd.DataFrame]: # facts, split, ordinary, and other_form where it is given
     "Measure a bank, table by table; raises `LyraError` where the folder holds another measurement."
-    out, about = Path(out), dict(n=n, split=split, k=bank.k, weights=bank.empty.made_with['weights'])
+    out = Path(out)
+    about = dict(n=n, split=split, k=bank.k, layer=bank.addresses.reader.layer, weights=bank.empty.made_with['weights'])
     out.mkdir(parents=True, exist_ok=True)
     if (file := out/'settings.json').exists() and json.loads(file.read_text(encoding='utf-8')) != about:
         raise LyraError(f'{out} holds another measurement: name another folder, or delete this one.')

@@ -283,12 +283,14 @@ def check_persona(
     if mine != theirs:
         raise LyraError(f'The persona was made with the template {theirs!r}, the session has {mine!r}: '
                         f'open the session with template={theirs!r}, or build the persona with template={mine!r}.')
-    end = session.template.system.format(text='\0').partition('\0')[2]                       # of a system message
-    is_closed = bool(session.template.system) and persona.text.endswith(end)
-    if not spells(session.tokenizer, session.template, persona.token_ids, persona.text):
+    style = session.template
+    message = style.system.format(text='\0').partition('\0')[2]                             # how it ends
+    is_message = bool(style.system) and persona.text.endswith(message)
+    is_closed = is_message or any(end and persona.text.endswith(end) for end in (style.between, style.opening))
+    if not spells(session.tokenizer, style, persona.token_ids, persona.text):
         raise LyraError('The tokens of this persona are not those of its text: build it anew with '
                         '`lyra persona build`.')
-    if persona.is_closed and not is_closed or end.strip() and is_closed and not persona.is_closed:
+    if persona.is_closed and not is_closed or message.strip() and is_message and not persona.is_closed:
         raise LyraError('This persona does not end as it says, with a system message or with a reply: build it anew '
                         'with `lyra persona build`.')
 

@@ -112,7 +112,7 @@ REAL = ['nan', 'inf', '-inf', '-1', 'x', '', '1e400', '-0.5']
 METHODS = ['fill', 'none,fill', 'full,full', 'streaming:nan', 'streaming:', 'reprompt:-1', 'lyra:x', ',', 'none,,full',
            'lyra:1e400', 'full:2', 'pinned:0', 'everywhere:1e300', '', ' ', 'split-softmax:1e9']
 BAD_FILES = ['no/such/file', 'a'*300, '', '{empty}', '{deep}', '{binary}', '{pipe}', '{folder}', '/dev/null/x',
-             'a\x1b[2Jb', '/dev/zero']
+             'a\x1b[2Jb', '/dev/zero', '.', '..', '/']
 RIGHT, WRONG, OPEN = 'right', 'wrong', 'open'
 
 VALUES: dict[str, tuple[list[str], list[str], list[str]]] = dict(   # right, wrong, open

@@ -194,7 +194,7 @@ def _sums(folder:Path)->dict[str, list[int]]: # name -> size and CRC-32
     about = {p: ((s := p.stat()).st_size, s.st_mtime_ns) for p in sorted(folder.iterdir()) if p.is_file()}
     return {p.name: [size, _crc(p, (size, changed))] for p, (size, changed) in about.items()}
 
-def _note_of(folder:Path)->Path: return Path(f'{os.path.abspath(folder)}.sums')                # `.` has no name of its own
+def _note_of(folder:Path)->Path: return Path(f'{os.path.abspath(folder)}.sums') # '.' has no name
 
 def _note_sums(folder:Path)->None:
     "Note what the files of a folder are, beside it, where that can be written."

@@ -1027,6 +1027,7 @@ def main(
 )->int: # exit code: 2 for wrong input, 1 for a fault of ours or a failed check, 128 + n for signal n
     "Entry point of the command `lyra`; raises `SystemExit` where argparse refuses the arguments."
     args = argparse.Namespace()
+    if argv is None: os.environ['MPLBACKEND'] = 'agg'        # figures go to files, whatever a notebook's shell says
     try:
         with signals(), visible_records():
             open_streams()

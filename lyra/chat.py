@@ -680,7 +680,7 @@ def _check(session:ChatSession, row:Mapping, journal:Journal)->None:
 
 class About(Schema):
     "What the state of a session says of its journal."
-    session:str='' # the hash of its first line; '': an earlier version did not note it
+    session:str # the hash of its first line
     rows:Annotated[int, Field(ge=1)] # that it covers
     after:str # the hash of the last of them
 

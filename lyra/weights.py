@@ -409,6 +409,8 @@ def _check_files(
     usual = 'name a folder that holds safetensors, too'
     raise LyraError(f'{place} has a config.json but no weights: {again(place, usual)}.')
 
+
+# %% ../nbs/10_weights.ipynb #c2731637
 def _content(
     path:Path, # a JSON file of a checkpoint
     kind:type[Schema], # its form
@@ -436,6 +438,8 @@ def _check_index(
             raise LyraError(f'{path} names {name!r}, which is no safetensors file beside it and is never loaded: '
                             f'{remedy}, as safetensors.')
 
+
+# %% ../nbs/10_weights.ipynb #a32b23f4
 class GenerationFile(Schema):
     "What is used of a generation_config.json; any other field is for `generate`."
     model_config = ConfigDict(extra='ignore')
@@ -453,6 +457,8 @@ def _check_settings(
     try: GenerationConfig.from_dict(found)
     except Exception as e: # whatever foreign fields make of transformers
         raise LyraError(f"{path} is damaged ({' '.join(str(e).split())[:120]}): {remedy}.") from e
+
+# %% ../nbs/10_weights.ipynb #64b4ba9b
 Count = Annotated[int, Field(ge=1)]|list|None
 
 class ConfigFile(Schema):

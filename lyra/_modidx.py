@@ -231,6 +231,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                            'lyra.chat.Asked': ('chat.html#asked', 'lyra/chat.py'),
                            'lyra.chat.Asked.score': ('chat.html#asked.score', 'lyra/chat.py'),
                            'lyra.chat.ChatSession': ('chat.html#chatsession', 'lyra/chat.py'),
+                           'lyra.chat.ChatSession.__copy__': ('chat.html#chatsession.__copy__', 'lyra/chat.py'),
+                           'lyra.chat.ChatSession.__deepcopy__': ('chat.html#chatsession.__deepcopy__', 'lyra/chat.py'),
                            'lyra.chat.ChatSession.ask': ('chat.html#chatsession.ask', 'lyra/chat.py'),
                            'lyra.chat.ChatSession.heard': ('chat.html#chatsession.heard', 'lyra/chat.py'),
                            'lyra.chat.ChatSession.load': ('chat.html#chatsession.load', 'lyra/chat.py'),

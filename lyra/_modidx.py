@@ -488,6 +488,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                             'lyra.drift.ask': ('drift.html#ask', 'lyra/drift.py'),
                             'lyra.drift.bleed': ('drift.html#bleed', 'lyra/drift.py'),
                             'lyra.drift.by_check': ('drift.html#by_check', 'lyra/drift.py'),
+                            'lyra.drift.check_columns': ('drift.html#check_columns', 'lyra/drift.py'),
                             'lyra.drift.costs': ('drift.html#costs', 'lyra/drift.py'),
                             'lyra.drift.curves': ('drift.html#curves', 'lyra/drift.py'),
                             'lyra.drift.divergence': ('drift.html#divergence', 'lyra/drift.py'),

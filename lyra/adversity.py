@@ -12,6 +12,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from .core import typed
 from .cards import Card
 from .chat import ChatSession, Sampling
 from .drift import Session, ask, open_session
@@ -21,12 +22,14 @@ from .persona import Persona
 # %% ../nbs/86_adversity.ipynb #9b7beeae
 Turn = tuple[str, str] # the user's, and the reply
 
+@typed
 def wrong_answers(
     card:Card, # with probes
 )->list[str]: # one per probe
     "What another person would answer to the card's probes."
     return [f'{p.prefix}{p.foils[0]}.' for p in card.probes]
 
+@typed
 def contradicted(
     card:Card, # with probes
 )->list[Turn]: # one per probe
@@ -71,6 +74,7 @@ SCENARIOS:Mapping[str, Callable[[Card], list[Turn]]] = dict(
     calm=lambda card: [], contradicted=contradicted, overridden=overridden, close=close, French=french, long=long)
 
 # %% ../nbs/86_adversity.ipynb #3e809571
+@typed
 def strained(
     session:Session, # not changed
     card:Card, # with probes
@@ -90,6 +94,7 @@ def strained(
     return {k: float(x) for k, x in found.items()} | {'leak asked': leak(replies[REVEAL], card.instruction)}, replies
 
 # %% ../nbs/86_adversity.ipynb #28b786fc
+@typed
 def swapped(
     model, # a `Lyra` or an attached model
     tokenizer, # of that model

@@ -205,6 +205,7 @@ def check_words(
     text:Any, # somebody's words
 )->None:
     "Raises `LyraError` for a text that cannot be somebody's words."
+    if not isinstance(text, str): raise LyraError(f'The {what} is no text: give a str; got {text!r:.40}.')
     if not is_text(text): raise LyraError(f'The {what} is empty: it needs some text.')
     if '\0' in text: raise LyraError(f'The {what} contains a null character: remove it.')
     own = ''.join((template.opening, template.system, template.user, template.reply, template.between))

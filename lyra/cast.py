@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from .core import LyraError, number
+from .core import LyraError, number, typed
 from .cards import Card, Probe, Rule
 
 # %% ../nbs/53_cast.ipynb #863bcdeb
@@ -127,6 +127,7 @@ def cast(
     return cards
 
 # %% ../nbs/53_cast.ipynb #ad2477c1
+@typed
 def write_cast(
     cards:Sequence[Card], # to be written
     folder:Path|str, # made where it does not exist

@@ -407,6 +407,7 @@ def read_character(
     return replace(found, left=(*found.left, *filter(None, said)))
 
 # %% ../nbs/54_character.ipynb #e0fa46ce
+@typed
 def as_chara_card(
     card:Card, # to be written
     examples:Sequence[tuple[str, str]]=(), # turns of the user and the character
@@ -497,6 +498,7 @@ def card_of(
                                   acknowledgement=reply), 'The persona'), tuple(turns))
 
 # %% ../nbs/54_character.ipynb #d525367d
+@typed
 def build_character(
     model:Any, # as for `lyra.persona.build`
     tokenizer:Any, # of that model

@@ -445,10 +445,14 @@ class ChatSession(SessionState):
 
     def off_the_record(self)->Self:
         "A copy that can be questioned; what it hears, this conversation does not."
-        twin = copy.copy(self)
-        twin.cache, twin.turns = copy.deepcopy(self.cache), list(self.turns)
-        twin.journal, twin.recorder, twin.cache.watch, twin.busy = None, None, None, False
+        twin = object.__new__(type(self))
+        vars(twin).update(vars(self), cache=copy.deepcopy(self.cache), turns=list(self.turns), journal=None,
+                          recorder=None, busy=False)
+        twin.cache.watch = None
         return twin
+
+    def __copy__(self)->Self: return self.off_the_record()
+    def __deepcopy__(self, memo)->Self: return self.off_the_record()
 
     def ask(self,
         question:str, # as the user's turn

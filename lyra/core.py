@@ -296,7 +296,9 @@ def _is(value:Any, hint:Any)->bool:
     kind, parts = typing.get_origin(hint) or hint, typing.get_args(hint)
     if kind is Annotated: return _is(value, parts[0])
     if kind in (typing.Union, types.UnionType): return any(_is(value, part) for part in parts)
-    if kind is tuple: return isinstance(value, tuple | list) and all(_is(x, parts[0]) for x in value if parts)
+    if kind is tuple:
+        if not isinstance(value, tuple | list) or parts and ... not in parts and len(value) != len(parts): return False
+        return all(_is(x, parts[0]) for x in value if parts)
     if kind is float: return isinstance(value, numbers.Real) and not isinstance(value, bool)
     if kind is int: return isinstance(value, numbers.Integral) and not isinstance(value, bool)
     if kind is Sequence:
@@ -315,6 +317,7 @@ def _in_words(hint:Any, many:bool=False)->str:
     if kind is type(None): return 'None'
     if kind in (typing.Union, types.UnionType): return ' or '.join(_in_words(part, many) for part in parts)
     items = f' of {_in_words(parts[0], True)}' if kind in (tuple, Sequence) and parts else ''
+    if kind is tuple and len(parts) == 2 and ... not in parts: kind = 'pair'
     return f"{'' if many else 'a '}{WORDS.get(kind) or getattr(kind, '__name__', kind)}{'s' if many else ''}{items}"
 
 _Any = TypeVar('_Any', bound=Callable)

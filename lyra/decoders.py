@@ -215,11 +215,12 @@ def load_attached(
 )->Any: # model, in eval mode and attached
     "Load a model, ready for caches of ours; raises `LyraError` with a remedy for what is wrong."
     if not is_flag(fast): raise LyraError(f'fast is True or False; got {fast!r:.40}.')
+    if options.get('dtype') is None: options['dtype'] = options.pop('torch_dtype', None)     # its earlier name
     if is_int8(options.get('dtype')):
         if fast: raise LyraError("8-bit weights have fast products of their own: leave out fast, or int8.")
         return _load_int8(name, **options)
     place, device_map = check_device(options.get('device'), options.get('device_map')), options.get('device_map')
-    if options.get('dtype') is None: options['dtype'] = default_dtype(device_map or place)
+    if options['dtype'] is None: options['dtype'] = default_dtype(device_map or place)
     config, dtype = resolve(name, **options)[1], options['dtype']
     if fast:                                                                                # before weights are read
         on = 'cpu' if default_dtype(device_map or place) == torch.float32 else 'another device'

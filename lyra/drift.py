@@ -7,8 +7,8 @@ __all__ = ['Start', 'METHODS', 'TITLES', 'CHORE', 'NEUTRAL', 'PASSAGE', 'COLUMNS
            'open_session', 'everywhere', 'instaboost', 'split_bias', 'SplitCache', 'split_softmax', 'SinkCache',
            'read_into_sink', 'sinktrack', 'Reprompted', 'reprompt', 'anchor', 'strangers', 'another', 'Reprefilled',
            'reprefill', 'shuffled_turns', 'ask', 'sentences', 'judge', 'keeps_rule', 'bleed', 'persona_share',
-           'divergence', 'neutral', 'first_token', 'Estimate', 'interval', 'equivalent', 'half_life', 'per_persona',
-           'costs', 'by_check', 'summary', 'curves', 'name_points', 'frontier']
+           'divergence', 'neutral', 'first_token', 'Estimate', 'interval', 'equivalent', 'half_life', 'check_columns',
+           'per_persona', 'costs', 'by_check', 'summary', 'curves', 'name_points', 'frontier']
 
 # %% ../nbs/80_drift.ipynb #bfedf0e1
 import itertools, random, re, time
@@ -35,7 +35,7 @@ from .decoders import decoder_of
 from .cards import Card, Probe, Rule
 from .persona import Persona
 from .cast import cast
-from .chat import Asked, ChatSession, Conversation, Watcher
+from .chat import Asked, ChatSession, Conversation, Watcher, check_texts
 from .trace import attention_weights
 from .plots import bare, colour, figure, ink, label_ends, look, marker
 
@@ -382,7 +382,8 @@ class Reprefilled:
         *,
         scored:bool=True, # whether its NLL is wanted
     )->Tensor: # [n] nats; [0] where it is not `scored`
-        "Note a turn; returns the NLL of its tokens."
+        "Note a turn; returns the NLL of its tokens; raises `LyraError` for what cannot be a turn."
+        check_texts(self.fresh, text=text, reply=reply)
         loss = self._anew().tell(text, reply) if scored else torch.zeros(0)
         self.said.append((text, reply))
         return loss
@@ -627,11 +628,23 @@ def half_life(
 COLUMNS = ['method', 'persona', 'order', 'turn', 'probe', 'measure', 'value'] # of a table of results
 
 # %% ../nbs/80_drift.ipynb #e6e3e8ec
+def check_columns(
+    table:pd.DataFrame, # that somebody has given
+    *names:str, # of columns
+)->None:
+    "Raises `LyraError` for a table without these columns."
+    if (missing := [name for name in names if name not in table]):
+        raise LyraError(f'The table has no column {missing[0]!r}: give the one that `sweep` gives.')
+
+@typed
 def per_persona(
     results:pd.DataFrame, # as `lyra.sweep.sweep` gives them
     measure:str, # 'logodds', 'logprob', 'rank', 'bleed', 'rule', 'nll', 'neutral', 'bytes', 'tokens', 'seconds', ...
 )->pd.DataFrame: # rows: (method, persona), columns: turns
-    "A measure averaged over probes and orders, one number per method, persona and turn."
+    "A measure averaged over probes and orders; raises `LyraError` for what is no table of results, or not measured."
+    check_columns(results, 'method', 'persona', 'turn', 'measure', 'value')
+    if measure not in (measures := sorted({*results.measure})):
+        raise LyraError(f"Nothing was measured as {measure!r:.40}: choose from {', '.join(measures)}.")
     return results[results.measure == measure].groupby(['method', 'persona', 'turn']).value.mean().unstack('turn')
 
 def costs(
@@ -675,10 +688,6 @@ def summary(
     delta:float=.5, # nats; the largest change of the score that does not matter
 )->pd.DataFrame: # one row per method
     "Per method: score at the first and last check, change, p of equivalence, half-life, lead and cost over `full`."
-    if (missing := [name for name in ('method', 'persona', 'turn', 'measure', 'value') if name not in results]):
-        raise LyraError(f'summary: results have no column {missing[0]!r}: give the table that `sweep` gives.')
-    if score not in (measures := sorted({*results.measure})):
-        raise LyraError(f"summary: nothing was measured as {score!r:.40}: choose from {', '.join(measures)}.")
     scores, cost = per_persona(results, score), costs(results)
     rows = {m: _row(scores, m, delta) | ({'cost': interval(cost[m].dropna())} if m in cost else {})
             for m in results.method.unique()}
@@ -687,6 +696,7 @@ def summary(
 # %% ../nbs/80_drift.ipynb #90671849
 _SCORES = dict(logodds='log-odds, nats,', logprob='log-probability, nats,') # how a picture names a score
 
+@typed
 def curves(
     results:pd.DataFrame, # as `lyra.sweep.sweep` gives them
     score:str='logodds', # a measure, see `per_persona`
@@ -753,6 +763,7 @@ def _point(ax:Axes, m:str, x:Estimate, y:Estimate, mib:float)->list[tuple[float,
     return [(x.mean, y.mean, x.mean, y.mean, (30 + 2*mib)**.5/2),
             (x.low, y.mean, x.high, y.mean, 1), (x.mean, y.low, x.mean, y.high, 1)]
 
+@typed
 def frontier(
     results:pd.DataFrame, # as `lyra.sweep.sweep` gives them, with the methods none and full among them
     score:str='logodds', # a measure, see `per_persona`

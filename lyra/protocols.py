@@ -24,7 +24,7 @@ import pandas as pd
 import torch
 from pydantic import model_validator
 
-from .core import Id, LyraError, OpenSchema, Text, checked, number, parse_json, read_json_lines, read_text
+from .core import Id, LyraError, OpenSchema, Text, checked, number, parse_json, read_json_lines, read_text, typed
 from .cards import RULES, Card, Rule, is_text
 from .chat import Conversation, all_different, as_conversation
 from .drift import CHORE, COLUMNS, Reprefilled, Session, ask, judge, open_session
@@ -256,6 +256,7 @@ def _chosen(card:Card)->Iterator[JudgedProbe]:
         memory = as_judge(dict(name='memory', targets=[p.expected], foils=[*p.foils]))
         yield JudgedProbe(f'memory-{p.id}', p.question, memory)
 
+@typed
 def judged_probes(
     card:Card, # with probes, a rule or a language
 )->tuple[JudgedProbe, ...]:
@@ -294,6 +295,7 @@ def seeded(
     return torch.Generator().manual_seed(random.Random(' '.join(map(str, parts))).getrandbits(60))
 
 # %% ../nbs/82_protocols.ipynb #7ecb13e6
+@typed
 def self_chat(
     name:str, # the agent's method, as for `lyra.drift.open_session`
     model, # a `Lyra` or an attached model
@@ -402,6 +404,7 @@ TRIVIA = (
     ('At what temperature does water boil at sea level?', 'At sea level water boils at 100 degrees Celsius.'))
 
 # %% ../nbs/82_protocols.ipynb #323a2756
+@typed
 def opening(
     scenario:Scenario, # whose facts and constraint are told
     *,
@@ -425,6 +428,7 @@ def advice(
     return float(np.logaddexp.reduce(safe) - np.log(len(safe)) - np.logaddexp.reduce(unsafe) + np.log(len(unsafe)))
 
 # %% ../nbs/82_protocols.ipynb #899ff69b
+@typed
 def hold_constraint(
     name:str, # a method, as for `lyra.drift.open_session`
     model, # a `Lyra` or an attached model
@@ -500,6 +504,7 @@ def _bounded(session:Session)->bool:
     return all(p.window is not None for p in session.cache.policies)
 
 # %% ../nbs/82_protocols.ipynb #d33f3c50
+@typed
 def long_horizon(
     name:str, # a bounded method, as for `lyra.drift.open_session`
     model, # a `Lyra` or an attached model

@@ -795,6 +795,7 @@ def load_model(
 )->PreTrainedModel: # a stock causal language model, in eval mode
     "Load and check any decoder; raises `LyraError` with a remedy for whatever is wrong with it."
     place = check_device(device, device_map)
+    if dtype is None: dtype = kwargs.pop('torch_dtype', None)                               # its earlier name
     found, config = resolve(path, dtype, **kwargs)
     kwargs |= text_only(config) | dict(dtype=default_dtype(device_map or place) if dtype is None else dtype)
     if attn_implementation is not None: kwargs['attn_implementation'] = attn_implementation

@@ -38,12 +38,12 @@ from matplotlib.patches import Patch, Rectangle
 from matplotlib.text import Text
 from torch import Tensor
 
-from .core import LyraError
+from .core import LyraError, as_path, typed
 from .policy import SEGMENTS
 from .trace import Trace, held, key_text
 from .plots import LETTERS, MAGNITUDES, SEGMENT_COLOURS, bare, csv_text, figure, label_ends, looks, png
 from .plots import colour, printable, show_png, text_on
-from .drift import Estimate, interval
+from .drift import Estimate, check_columns, interval
 from .health import two_axes
 
 # %% ../nbs/90_widgets.ipynb #00dd4531
@@ -327,6 +327,7 @@ def draw_cache_map(
     return fig
 
 # %% ../nbs/90_widgets.ipynb #a3851a14
+@typed
 class CacheMap(Picture):
     "Where every token of the conversation is, per layer: persona, sinks, window, this turn, gone."
     title = 'Cache map'
@@ -515,6 +516,7 @@ def draw_flow(
 # %% ../nbs/90_widgets.ipynb #c462c461
 SHARES = tuple(Plane(name, '%') for name in SEGMENTS)
 
+@typed
 class AttentionFlow(Picture):
     "The share of attention per layer and head that goes to a segment, over the turns."
     title, varies = 'Attention flow', ('turn', 'layer')
@@ -659,6 +661,7 @@ def draw_tokens(
     return fig
 
 # %% ../nbs/90_widgets.ipynb #d9dec7d2
+@typed
 class TokenView(Picture):
     "A turn's text, shaded, and what one of its tokens attended to."
     title, varies = 'Token view', ('turn', 'layer')
@@ -790,12 +793,14 @@ def draw_drift(
     return fig
 
 # %% ../nbs/90_widgets.ipynb #8f733665
+@typed
 class DriftView(Picture):
     "A probe's score over the turns of several traces, with attention, memory and time."
     title = 'Drift view'
 
     def __init__(self, traces:Mapping[str, Trace]):
-        if not traces: raise LyraError('There are no traces to compare: give at least one, by name.')
+        if not traces or not all(isinstance(trace, Trace) for trace in traces.values()):
+            raise LyraError('There are no traces to compare: give at least one, by name.')
         self.traces = dict(traces)
         self.refresh()
         self.turn, self.probe = self.controls['turn'][-1], self.controls['probe'][0]
@@ -879,12 +884,14 @@ def standings(
     results:pd.DataFrame, # as `lyra.sweep.sweep` gives them, with free replies
 )->dict[tuple[str, int], Standing]: # by method and turn
     "Health and fidelity of each method at each turn at which both were measured."
+    check_columns(results, 'method', 'persona', 'turn', 'measure', 'value')
     rows = results[results.measure.isin(['healthy', 'fact'])]
     means = rows.groupby(['method', 'turn', 'persona', 'measure'], sort=False).value.mean().unstack().dropna()
     groups = {at: x for at, x in means.groupby(level=['method', 'turn'], sort=False)}
     return {(m, int(t)): (interval(x.healthy), interval(x.fact)) for (m, t), x in groups.items()}
 
 # %% ../nbs/90_widgets.ipynb #0498d87e
+@typed
 class Frontier(Picture):
     "Facts said against healthy replies: a mark for each method and turn."
     title = 'Frontier'
@@ -1039,6 +1046,7 @@ standalone(JSON.parse(document.getElementById('page').textContent), document.get
 </script></body></html>
 '''
 
+@typed
 def html_page(
     picture:Picture, # to be written
     most:int=256, # scenes
@@ -1057,12 +1065,13 @@ def html_page(
 # %% ../nbs/90_widgets.ipynb #1c90b9f1
 KINDS = ('png', 'svg', 'csv', 'html')
 
+@typed
 def save_picture(
     picture:Picture, # to be written
     path, # ends with .png, .svg, .html for a page to point at, or .csv for the numbers
 )->Path:
     "Save a picture or its numbers; raises `LyraError` where that fails."
-    path = Path(path)
+    path = as_path(path)
     if path.suffix[1:] not in KINDS:
         raise LyraError(f'{path.name} ends with {path.suffix!r}: name a file that ends with .png, .svg, .csv or .html.')
     try:
@@ -1096,6 +1105,7 @@ def slug(
 # %% ../nbs/90_widgets.ipynb #13bdc81e
 _turnstile = threading.RLock()
 
+@typed
 class View(anywidget.AnyWidget):
     "A picture to point at."
     _esm, _css = SCRIPT, STYLE
@@ -1113,7 +1123,7 @@ class View(anywidget.AnyWidget):
         *,
         folder='.', # where pictures and data are saved
     ):
-        self.picture, self.folder = picture, Path(folder)
+        self.picture, self.folder = picture, as_path(folder)
         self.state = state or ViewState(turn=picture.turn, layer=getattr(picture, 'layer', 0))
         names = list(picture.controls)
         self.add_traits(**{name: tr.Any(getattr(picture, name)).tag(sync=True) for name in names})
@@ -1215,6 +1225,7 @@ def show_with_picture(
     else: picture._ipython_display_()
 
 # %% ../nbs/90_widgets.ipynb #c9c0740a
+@typed
 class Tabs(W.Tab):
     "Several views, one at a time."
     def __init__(self, views:Sequence[View]):

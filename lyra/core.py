@@ -297,8 +297,9 @@ def _is(value:Any, hint:Any)->bool:
     if kind is Annotated: return _is(value, parts[0])
     if kind in (typing.Union, types.UnionType): return any(_is(value, part) for part in parts)
     if kind is tuple:
-        if not isinstance(value, tuple | list) or parts and ... not in parts and len(value) != len(parts): return False
-        return all(_is(x, parts[0]) for x in value if parts)
+        if not isinstance(value, tuple | list) or not parts: return isinstance(value, tuple | list)
+        each = parts[:1]*len(value) if ... in parts else parts
+        return len(value) == len(each) and all(map(_is, value, each))
     if kind is float: return isinstance(value, numbers.Real) and not isinstance(value, bool)
     if kind is int: return isinstance(value, numbers.Integral) and not isinstance(value, bool)
     if kind is Sequence:

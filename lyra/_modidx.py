@@ -287,6 +287,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                            'lyra.chat.note': ('chat.html#note', 'lyra/chat.py'),
                            'lyra.chat.read_conversations': ('chat.html#read_conversations', 'lyra/chat.py'),
                            'lyra.chat.replay': ('chat.html#replay', 'lyra/chat.py'),
+                           'lyra.chat.rows_kept': ('chat.html#rows_kept', 'lyra/chat.py'),
                            'lyra.chat.sampling_of': ('chat.html#sampling_of', 'lyra/chat.py'),
                            'lyra.chat.save_session': ('chat.html#save_session', 'lyra/chat.py'),
                            'lyra.chat.session_header': ('chat.html#session_header', 'lyra/chat.py'),

@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['OPTIONS', 'STATE', 'EVERY', 'Conversation', 'ConversationLine', 'as_conversation', 'all_different',
            'read_conversations', 'Watcher', 'Listener', 'Edge', 'check_finite', 'cache_options_of', 'to_json',
-           'from_json', 'SessionState', 'check_persona', 'check_texts', 'undoable', 'ends_reply', 'Sampling',
-           'sampling_of', 'Asked', 'ChatSession', 'note', 'turn_row', 'speak', 'hear', 'replay', 'keep_persona',
-           'kept_persona', 'keep_state', 'describe_model', 'session_header', 'save_session', 'About', 'take_state',
-           'load_session']
+           'from_json', 'SessionState', 'check_persona', 'check_texts', 'rows_kept', 'undoable', 'ends_reply',
+           'Sampling', 'sampling_of', 'Asked', 'ChatSession', 'note', 'turn_row', 'keep_state', 'speak', 'hear',
+           'replay', 'keep_persona', 'kept_persona', 'describe_model', 'session_header', 'save_session', 'About',
+           'take_state', 'load_session']
 
 # %% ../nbs/61_chat.ipynb #ae39befc
 import copy, json, numbers, os, sys
@@ -309,19 +309,25 @@ def check_texts(
     if n > most: raise LyraError(f'The turn has {n} tokens, a turn may have {most}: shorten it.')
 
 # %% ../nbs/61_chat.ipynb #d1e8459d
+def rows_kept(
+    session:SessionState,
+)->int:
+    "How many rows are kept, and the journal's first line, where there is one."
+    return len(session.turns if session.journal is None else session.journal.digests)
+
 @contextmanager
 def undoable(
-    session:SessionState, # whose cache and edge are put back
+    session:SessionState, # whose cache, edge and rows are put back
 )->Iterator[None]:
-    "Undo what the block changes in a session if the block fails; raises `LyraError` where a turn is being held."
+    "Undo what a block changes if it fails before its row is kept; raises `LyraError` where a turn is being held."
     if session.busy:
         raise LyraError('A reply is still being streamed: take all of its pieces, or close the stream, '
                         'before the next turn.')
-    before = session.cache.snapshot(), session.edge
+    before, kept = (session.cache.snapshot(), session.edge, list(session.turns)), rows_kept(session)
     session.busy = True
     try: yield
     except BaseException:
-        session.cache, session.edge = before
+        if rows_kept(session) == kept: session.cache, session.edge, session.turns = before
         raise
     finally: session.busy = False
 
@@ -495,6 +501,7 @@ class ChatSession(SessionState):
             self.cache.set_persona(persona)
             if not self.heard: self._open()
             note(self, dict(persona=keep_persona(persona, self.journal) if persona and self.journal else None))
+        keep_state(self, EVERY)
 
     def save(self,
         folder:Path|str, # made where it does not exist; a session that lies there is replaced
@@ -517,9 +524,8 @@ def note(
     row:dict, # a finished turn, or an exchanged persona
 )->None:
     "Keep a row, on disk too where the session has a journal; raises `LyraError` where it cannot be written."
-    if session.journal is not None: session.journal.append(row)
     session.turns.append(row)
-    if session.journal is not None and len(session.turns) % EVERY == 0: keep_state(session)
+    if session.journal is not None: session.journal.append(row)
 
 def turn_row(
     session:ChatSession, # after the turn
@@ -530,6 +536,18 @@ def turn_row(
     "A finished turn as a row."
     return dict(turn=session.heard + 1, user=user, reply=reply, ids=ids, pending=list(session.edge.pending),
                 at_start=session.edge.at_start)
+
+# %% ../nbs/61_chat.ipynb #6246e672
+STATE, EVERY = 'state.safetensors', 8 # the file; rows from one writing to the next
+
+def keep_state(
+    session:SessionState, # without a journal, or a bound, nothing is written
+    every:int=1, # only after each so many rows
+)->None:
+    "Write the state of a session's cache beside its journal, where that has a bound."
+    if session.journal is None or not is_bounded(session.cache) or len(session.turns) % every: return
+    about = dict(session=session.journal.digests[0], rows=len(session.turns), after=session.journal.last)
+    with suppress(OSError): save_state(session.cache, session.journal.path.with_name(STATE), about)
 
 # %% ../nbs/61_chat.ipynb #81eb41f1
 def speak(
@@ -562,6 +580,7 @@ def speak(
             session.edge = replace(session.edge, at_start=True)
         note(session, turn_row(session, text, words.strip(), [*ids, *reply]))
     if session.recorder is not None: session.recorder.end(session.turns[-1])
+    keep_state(session, EVERY)
 
 # %% ../nbs/61_chat.ipynb #2d408f5a
 def hear(
@@ -581,6 +600,7 @@ def hear(
         logits, session.edge = session.feed(new, keep=0 if scored else 1), Edge()
         note(session, turn_row(session, text, reply, ids))
     if session.recorder is not None: session.recorder.end(session.turns[-1])
+    keep_state(session, EVERY)
     if not scored: return torch.zeros(0)
     answers = torch.tensor(ids[1:], device=logits.device)
     return torch.nn.functional.cross_entropy(logits[:-1].float(), answers, reduction='none').cpu()
@@ -620,17 +640,6 @@ def kept_persona(
         raise LyraError(f'{path} is not the persona that the session was held with: put that one back.')
     return persona
 
-# %% ../nbs/61_chat.ipynb #6246e672
-STATE, EVERY = 'state.safetensors', 8 # the file; rows from one writing to the next
-
-def keep_state(
-    session:SessionState, # without a journal, or a bound, nothing is written
-)->None:
-    "Write the state of a session's cache beside its journal, where that has a bound."
-    if session.journal is None or not is_bounded(session.cache): return
-    about = dict(session=session.journal.digests[0], rows=len(session.turns), after=session.journal.last)
-    with suppress(OSError): save_state(session.cache, session.journal.path.with_name(STATE), about)
-
 # %% ../nbs/61_chat.ipynb #6b60252a
 def describe_model(
     model:Any, # with a decoder
@@ -650,7 +659,7 @@ def save_session(
     session:ChatSession, # to be written, and to go on in the folder
     folder:Path, # made where it does not exist
 )->Path: # the folder
-    "Write a session to a folder; raises `LyraError` where that is impossible, or a persona was exchanged unsaved."
+    "Write a session to a folder; raises `LyraError` where that is impossible, or a persona was exchanged."
     if any('persona' in row for row in session.turns):
         raise LyraError('A session whose persona was exchanged is saved from its beginning: '
                         'call save() before the first turn.')

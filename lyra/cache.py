@@ -11,7 +11,7 @@ __all__ = ['GONE', 'Rows', 'new_rows', 'Step', 'sinkless', 'Index', 'new_buffer'
 
 # %% ../nbs/42_sliding_window.ipynb #0a9e38a7
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from math import log

@@ -310,7 +310,7 @@ def check_texts(
 
 # %% ../nbs/61_chat.ipynb #d1e8459d
 def rows_kept(
-    session:SessionState,
+    session:SessionState, # on disk where it has a journal
 )->int:
     "How many rows are kept, and the journal's first line, where there is one."
     return len(session.turns if session.journal is None else session.journal.digests)

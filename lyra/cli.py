@@ -430,7 +430,7 @@ def chat(
     source = None if args.resume else _check_new(args)
     if args.resume: _take_up(args)
     from lyra.chat import read_conversations
-    from lyra.terminal import typed
+    from lyra.terminal import lines_typed
     turns = [t for c in read_conversations(args.input) for t in c.turns][:args.turns] if args.input else None
     tokenizer, model = _load(args)
     import torch
@@ -440,7 +440,7 @@ def chat(
     sampling = _sampling(args, model.generation_config) | dict(generator=generator)
     somebody = turns is None and sys.stdin is not None and sys.stdin.isatty()
     if turns is None:
-        for text in typed(before=[row['user'] for row in session.turns if 'user' in row]):
+        for text in lines_typed(before=[row['user'] for row in session.turns if 'user' in row]):
             session = _heed(args, session, text, somebody, **sampling)
         return 0
     for text in turns:
@@ -607,7 +607,7 @@ def _converse(args, model, tokenizer, card, turns:list[str], log)->tuple[list[di
     draws = {policy: torch.Generator().manual_seed(args.seed) for policy in POLICIES}
     rows, asked, found = list[dict](), {}, {}
     def look(policy:str)->None:
-        who = f'{policy}, turn {sessions[policy].heard + 1}'
+        who = f'{policy}, turn {sessions[policy].heard}'
         tell(f'[asking {policy} off the record]')
         own = torch.Generator().manual_seed(args.seed)                       # what is off the record changes no draw
         replies = check_up(sessions[policy], card, Sampling(**sampling, generator=own))

@@ -10,7 +10,7 @@ __all__ = ['NEGATIONS', 'COPULAS', 'ASKING', 'STOP', 'BUT', 'UNSPACED', 'CLEARLY
            'two_axes']
 
 # %% ../nbs/81_health.ipynb #7e659390
-import html, itertools, math, re, unicodedata
+import html, math, re, unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 

@@ -60,7 +60,7 @@ def weights_hash(
     model:Any, # any model with a decoder, or a wrapper of one
     dtype:torch.dtype|None=None, # round the weights to this first; None: as they are
 )->str: # hex digest
-    "A digest of the text model's weights, bit for bit; a second a gigabyte. Raises `LyraError` for offloaded ones."
+    "A digest of the text model's weights, bit for bit, which reads them all. Raises `LyraError` for offloaded ones."
     found = list[str]()
     for name, p in ((name, p) for name, x in sorted(decoder_of(model).state_dict().items()) for p in _plain(x)):
         if p.is_meta:
@@ -327,7 +327,7 @@ def read_persona(
     text:str, # the same in words
     **about:Any, # for `made_with`
 )->Persona:
-    "The persona of tokens."
+    "The persona of tokens; `about` has its `template`. Raises `LyraError` as `record` and `weights_hash` do."
     config, (keys, values) = decoder_of(model).config, record(model, ids)
     return Persona(keys, values, ids, text, dict(
         format=FORMAT, model=Path(config.name_or_path or 'unnamed').name, signature=signature(config),

@@ -54,7 +54,7 @@ def set_state(
     note:Mapping[str, Any], # as by `state_of`
     device:Any, # where the model is
 )->None:
-    "Bring a cache to a state."
+    "Bring a cache to a state that fits it; raises `KeyError` for a missing tensor. Shapes are not checked: see `fits`."
     for name in ROWS: setattr(cache.rows, name, tensors[f'rows.{name}'])
     cache.rows.seen, cache.is_turn = note['seen'], note['is_turn']
     for i, index in enumerate(cache.indexes):
@@ -120,7 +120,7 @@ def _digest(tensors:Mapping[str, Tensor], note:Mapping[str, Any])->str:
 
 # %% ../nbs/44_state.ipynb #a2c39286
 def save_state(
-    cache:LyraCache, # not changed
+    cache:LyraCache, # whose layers catch up with a re-basing; else unchanged
     path:Path, # replaced if it exists
     about:Mapping[str, Any], # more to note, anything that JSON holds
 )->None:
@@ -143,5 +143,5 @@ def load_state(
             tensors = {k: f.get_tensor(k) for k in f.keys()}
         checked(Note, note, str(path))
     except (OSError, ValueError, SafetensorError, LyraError): return None
-    fits = (note['format'], note['torch'], note['digest']) == (FORMAT, torch.__version__, _digest(tensors, note))
-    return (tensors, note) if fits else None
+    is_ours = (note['format'], note['torch'], note['digest']) == (FORMAT, torch.__version__, _digest(tensors, note))
+    return (tensors, note) if is_ours else None

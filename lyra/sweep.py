@@ -25,9 +25,8 @@ from torch import Tensor
 from transformers import Gemma3TextConfig
 
 import lyra
-from .core import (LyraError, Schema, as_path, checked, differing, digest, number, parse_json, progress, read_json,
+from .core import (LyraError, Schema, checked, differing, digest, number, parse_json, progress, read_json,
                        read_text, signature, typed, unwritable, write_file)
-from .weights import load_tokenizer
 from .decoders import decoder_of, load
 from .policy import PRESETS, preset
 from .cards import Card, read_card, tokenizer_hash

@@ -14,9 +14,9 @@ __all__ = ['HELD', 'Span', 'NOTHING', 'PALETTE', 'Key', 'SHARES', 'SCORE', 'UNIT
            'scenes_ahead', 'send_ahead', 'show_with_picture', 'Tabs', 'explore']
 
 # %% ../nbs/90_widgets.ipynb #8488ff04
-import base64, csv, gzip, html, io, json, os, textwrap, threading
+import base64, csv, gzip, html, json, os, textwrap, threading
 from bisect import bisect_right
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.resources import files
@@ -35,7 +35,6 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
-from matplotlib.text import Text
 from torch import Tensor
 
 from .core import LyraError, as_path, typed

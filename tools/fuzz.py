@@ -560,12 +560,13 @@ def kill_often(n: int, seed: int, world: dict[str, Path]) -> list[str]:
     return faults
 
 
-# A failing disk: each call that reads or writes a session or a sweep fails in turn. What is there afterwards is what
-# was there before, or what should be there after.
+# A failing disk: each call that reads or writes a session or a sweep fails in turn, or is interrupted. What is there
+# afterwards is what was there before, or what should be there after.
 
 SITES = [(builtins, 'open'), (io, 'open'), (os, 'open'), (os, 'fsync'), (os, 'replace'), (os, 'unlink'), (os, 'mkdir'),
          (lyra.persona, 'safe_open'), (lyra.state, 'safe_open')]
 ROOM = 'open', 'write', 'flush', 'fsync', 'mkdir'               # what a full disk refuses
+HOW = FAILS, FULL, STOPPED = 'fails', 'and all after it fail', 'is interrupted'
 
 
 class Opened:
@@ -585,16 +586,17 @@ class Opened:
 
 
 class Disk(contextlib.ExitStack):
-    "Fails the n-th call in a folder, or, where it is full, this and every later one that needs room; 0: none."
-    def __init__(self, folder: Path, n: int = 0, full: bool = False):
+    "Stops the n-th call in a folder, and where it is full every later one that needs room; 0: none."
+    def __init__(self, folder: Path, n: int = 0, how: str = FAILS):
         super().__init__()
-        self.folder, self.n, self.full, self.calls = str(folder), n, full, list[str]()
+        self.folder, self.n, self.how, self.calls = str(folder), n, how, list[str]()
 
     def count(self, name: str) -> None:
         self.calls.append(name)
-        late = self.full and self.n and len(self.calls) > self.n and name in ROOM
+        late = self.how == FULL and self.n and len(self.calls) > self.n and name in ROOM
         if len(self.calls) == self.n or late:
-            number = errno.ENOSPC if self.full else errno.EIO
+            if self.how == STOPPED: raise KeyboardInterrupt
+            number = errno.ENOSPC if self.how == FULL else errno.EIO
             raise OSError(number, os.strerror(number))
 
     def watched(self, name: str, call: Callable) -> Callable:
@@ -644,13 +646,14 @@ class Failing:
         one, other = (s.ask('Who?').logits for s in (a, b))
         return a.turns == b.turns and bool(torch.allclose(one, other, atol=1e-3))
 
-    def fault(self, step: str, n: int, full: bool) -> str:
-        "What is wrong after the n-th call of a step has failed; '' where nothing is."
+    def fault(self, step: str, n: int, how: str) -> str:
+        "What is wrong after the n-th call of a step was stopped; '' where nothing is."
         session = self.begin(step)
         before = list(session.turns)
-        with Disk(self.folder, n, full):
+        with Disk(self.folder, n, how):
             try: self.take(step, session)
             except LyraError: failed = True
+            except KeyboardInterrupt: failed = session.turns == before          # else it came when the turn was held
             else: failed = False
         if failed and session.turns != before: return 'the turn is there'
         if failed and step == 'save' and not (self.folder/'session.jsonl').exists(): return ''
@@ -659,33 +662,35 @@ class Failing:
         return '' if self.same(self.load(), session) else 'done again, the folder holds something else'
 
 
-def fail_sweep(world: dict[str, Path], folder: Path, n: int, full: bool) -> str:
-    "What is wrong after the n-th call of a sweep has failed; '' where nothing is."
+def fail_sweep(world: dict[str, Path], folder: Path, n: int, how: str) -> str:
+    "What is wrong after the n-th call of a sweep was stopped; '' where nothing is."
     shutil.rmtree(folder, ignore_errors=True)
     argv = put(DRIFT, world | dict(out=folder))
-    with Disk(folder, n, full): code, said, err = inside(argv, '')
-    if (fault := judge(code, said, err, OPEN, 'drift', False)): return f'{fault}: {err[-300:]}'
+    with Disk(folder, n, how): code, said, err = inside(argv, '')
+    if how == STOPPED: fault = '' if code in (0, 130) and 'Traceback' not in err else f'exit status {code}'
+    else: fault = judge(code, said, err, OPEN, 'drift', False)
+    if fault: return f'{fault}: {err[-300:]}'
     code, _, err = inside(argv, '')
     if code: return f'not to be continued: {err[-300:]}'
     return '' if same_table(folder/'drift'/'results.csv', world['sweep']/'results.csv') else 'another table'
 
 
 def fail_disk(most: int, seed: int, world: dict[str, Path]) -> tuple[int, list[str]]:
-    "Let each call of each step fail, or `most` of them where that is not 0; how many did, and what was wrong."
+    "Stop each call of each step, or `most` of them where that is not 0; how many were, and what was wrong."
     with tempfile.TemporaryDirectory(prefix='lyra-disk-') as place:
-        folder, todo, faults = Path(place)/'it', list[tuple[str, int, bool]](), []
+        folder, todo, faults = Path(place)/'it', list[tuple[str, int, str]](), []
         failing = Failing(world, folder)
         for step in (*failing.STEPS, 'sweep'):
             session = failing.begin(step) if step != 'sweep' else None
             with Disk(folder) as disk:
                 if session is not None: failing.take(step, session)
                 else: inside(put(DRIFT, world | dict(out=folder)), '')
-            todo += [(step, n, full) for n in range(1, len(disk.calls) + 1) for full in (False, True)]
+            todo += [(step, n, how) for n in range(1, len(disk.calls) + 1) for how in HOW]
         if most: todo = random.Random(seed).sample(todo, min(most, len(todo)))
-        for step, n, full in todo:
-            try: fault = fail_sweep(world, folder, n, full) if step == 'sweep' else failing.fault(step, n, full)
+        for step, n, how in todo:
+            try: fault = fail_sweep(world, folder, n, how) if step == 'sweep' else failing.fault(step, n, how)
             except Exception as e: fault = f'{type(e).__name__}: {e}'
-            if fault: faults.append(f"{step}, call {n} fails{' and all after it' if full else ''}: {fault}")
+            if fault: faults.append(f'{step}, call {n} {how}: {fault}')
     return len(todo), faults
 
 

@@ -7,18 +7,20 @@ __all__ = ['NOTHING_SAID', 'NUMBERS', 'CONVERSATION', 'Talk', 'topics', 'Plan', 
            'read_talks', 'make_talks', 'main', 'read_csv_talks']
 
 # %% ../nbs/05_talk.ipynb #f2857b98
-import argparse, csv, json, os, random, re, sys, tempfile
+import argparse, csv, json, random, re, sys
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import torch
 from tqdm import tqdm
+from transformers import PreTrainedTokenizerBase
 from lyra.batch import Batch, speak
 from lyra.chat import Sampling
-from lyra.core import LyraError
+from lyra.core import LyraError, write_file
 from .dialogues import SPLITS
 from .training import step_seed
 
@@ -89,8 +91,8 @@ def cut_reply(
 
 # %% ../nbs/05_talk.ipynb #ba4b0440
 def write_batch(
-    model, # attached, as `lyra.load` gives it
-    tokenizer,
+    model:Any, # attached, as `lyra.load` gives it
+    tokenizer:PreTrainedTokenizerBase, # of the model
     plans:Sequence[Plan], # with equal numbers of turns
     sampling:Sampling=Sampling(), # how the replies are drawn
 )->list[Talk]:
@@ -104,15 +106,13 @@ def write_batch(
 
 # %% ../nbs/05_talk.ipynb #b826cc54
 def write_talks(
-    path, # file to write, replaced if it exists
+    path:Path|str, # file to write, replaced if it exists
     talks:Iterable[Talk],
 )->Path:
     "Write talks as JSON lines, as a whole or not at all."
     path, lines = Path(path), ''.join(json.dumps(asdict(t), ensure_ascii=False) + '\n' for t in talks)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f'.{path.stem}-') as work:
-        (part := Path(work)/path.name).write_text(lines, encoding='utf-8')
-        os.replace(part, path)
+    write_file(path, lines.encode())
     return path
 
 def read_talks(
@@ -132,9 +132,9 @@ def read_talks(
 
 # %% ../nbs/05_talk.ipynb #32d12148
 def make_talks(
-    path, # JSON lines; what it holds is not written again
-    model, # as for `write_batch`
-    tokenizer, # as for `write_batch`
+    path:Path|str, # JSON lines; what it holds is not written again
+    model:Any, # as for `write_batch`
+    tokenizer:PreTrainedTokenizerBase, # as for `write_batch`
     plans:Sequence[Plan],
     *,
     seed:int=0, # of the replies

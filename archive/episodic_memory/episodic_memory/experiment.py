@@ -6,23 +6,23 @@
 __all__ = ['WAYS', 'retrieval', 'accuracies', 'memories', 'answers', 'evaluate', 'figure']
 
 # %% ../nbs/04_experiment.ipynb #c002
-import json, os, platform
-from collections.abc import Mapping, Sequence
+import json, os
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
 import pandas as pd
 import torch
 import transformers
-from torch import Tensor, nn
+from torch import nn
 
 from lyra.core import LyraError
 from lyra.drift import Estimate, interval
 from lyra_bench.dialogues import Dialogue, dialogues
 from lyra_bench.frozen import base_hash
-from lyra_bench.scoring import FactTurn, FullContext, NoMemory, paired, score, summarise
-from .model import EpisodicModel, open_memory, tiny_model
-from .retriever import Retriever, TIE
+from lyra_bench.scoring import FactTurn, NoMemory, paired, score, summarise
+from .model import EpisodicModel, tiny_model
+from .retriever import Retriever
 from .training import Examples, examples
 
 # %% ../nbs/04_experiment.ipynb #c005

@@ -6,7 +6,7 @@
 __all__ = ['TINY', 'train', 'evaluate', 'chat', 'parser', 'main']
 
 # %% ../nbs/05_main.ipynb #c002
-import argparse, json, shutil, sys
+import argparse, json, sys
 from pathlib import Path
 
 from lyra.core import LyraError

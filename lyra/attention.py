@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['ACTIVE', 'rotate_half', 'rotate', 'Rotation', 'rotations', 'repeat_heads', 'eager_attention', 'Active', 'enter',
-           'leave', 'eager_of', 'attend', 'fuses', 'LyraRMSNorm', 'LyraAttention', 'copy_attention', 'LyraHead',
-           'LyraDecoder', 'Lyra']
+           'check_finite', 'leave', 'eager_of', 'attend', 'fuses', 'LyraRMSNorm', 'LyraAttention', 'copy_attention',
+           'LyraHead', 'LyraDecoder', 'Lyra']
 
 # %% ../nbs/30_attention.ipynb #10d2b743
 import math, sys, threading
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from transformers import Gemma3TextConfig, GenerationMixin
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.models.gemma3.modeling_gemma3 import Gemma3RMSNorm, Gemma3RotaryEmbedding
 from transformers.utils.deprecation import deprecate_kwarg
 
@@ -154,13 +155,32 @@ def enter(
     ACTIVE.cache = cache
     return positions
 
+@torch.no_grad()
+def check_finite(
+    decoder:Any, # the text model, which can be run without a cache
+    tokens:Tensor, # [B, T] ids that it has read, or [B, T, hidden] embeddings
+    found:Tensor, # any shape, that it has computed from them
+)->None:
+    "Raises `LyraError` with the first layer and the dtype unless all numbers are finite."
+    if found.isfinite().all(): return
+    given = dict(inputs_embeds=tokens) if tokens.is_floating_point() else dict(input_ids=tokens)
+    states = decoder(**given, output_hidden_states=True, use_cache=False).hidden_states
+    bad = [i for i, x in enumerate(states) if not x.isfinite().all()]
+    where = 'behind the last layer' if not bad else f'in layer {bad[0] - 1}' if bad[0] else 'in the embedding'
+    raise LyraError(f'The model computes numbers that are not finite in {decoder.dtype}, first {where}: load it in '
+                    'float32 or bfloat16, or check its weights.')
+
 def leave(
     cache:Any, # as for `enter`
+    decoder:Any, # as for `enter`
+    tokens:Tensor, # as for `enter`
     output:Any, # of the forward pass; None: it failed
 )->None:
-    "End a forward pass with a cache of ours."
+    "End a forward pass with a cache of ours; raises `LyraError` where float16 has overflown."
     ACTIVE.cache = None
-    if output is not None: cache.end_forward()
+    if output is None: return
+    if output[0].dtype == torch.float16: check_finite(decoder, tokens, output[0][:, -1])    # padding means nothing
+    cache.end_forward()
 
 # %% ../nbs/30_attention.ipynb #4fe51a32
 @lru_cache
@@ -348,10 +368,12 @@ class LyraDecoder(LyraTextModel):
         output = None
         given['position_ids'] = enter(cache, self, attention_mask, position_ids, tokens)
         try: output = super().forward(attention_mask=dict.fromkeys(self.config.layer_types), **given, **kwargs)
-        finally: leave(cache, output)
+        finally: leave(cache, self, tokens, output)
         return output
 
 # %% ../nbs/30_attention.ipynb #580d856a
 class Lyra(LyraBase, GenerationMixin):
     "Gemma 3 with `LyraAttention` in every layer; `Lyra.from_pretrained()` loads real weights."
     text_class, attention_class, head_class = LyraDecoder, LyraAttention, LyraHead
+
+MODEL_FOR_CAUSAL_LM_MAPPING_NAMES['lyra'] = 'Lyra' # else `Trainer` does not shift the labels, and `pipeline` complains

@@ -14,12 +14,13 @@ import torch
 from torch import Tensor
 
 from .core import LyraError, number, typed
+from .attention import check_finite
 from .policy import ContextPolicy
 from .cache import LyraCache
 from .cards import Card, Probe
 from .persona import Persona, is_exchange
-from .chat import ChatSession, Edge, Sampling, check_finite, check_persona, check_texts
-from .decoders import check_still
+from .chat import ChatSession, Edge, Sampling, check_persona, check_texts
+from .decoders import check_still, decoder_of, device_of
 from .drift import Session
 from .health import ORDINARY, REVEAL, decoded, judge_replies, padded
 
@@ -80,9 +81,10 @@ class Batch:
         "Read what is pending, and the texts, which `check_rows` has seen."
         pending, self.writer.edge = self.writer.edge.pending, Edge()
         ids = [[*pending, *self.writer.ids(text), *tail] for text, tail in zip(texts, tails or [()]*len(texts))]
-        tokens, mask = (x.to(self.writer.model.device) for x in padded(ids))
+        tokens, mask = (x.to(device_of(self.writer.model)) for x in padded(ids))
         logits = self.writer.model(tokens, attention_mask=mask, cache=self.cache, logits_to_keep=keep).logits
-        check_finite(self.writer.model, tokens, logits[mask[:, -logits.shape[1]:].bool()])      # padding means nothing
+        real = mask[:, -logits.shape[1]:].bool()                                # padding means nothing
+        check_finite(decoder_of(self.writer.model), tokens, logits[real])
         return logits, ids
 
     @typed
@@ -110,7 +112,7 @@ def _past(batch:Batch)->Tensor: # [B, n] tokens
     rows = [[i for reply in said for i in batch.writer.ids(reply)] for said in batch.heard]
     n, fill = max(map(len, rows)), batch.writer.ids(' ')
     rows = [[*(row or fill)[:1]*(n - len(row)), *row] for row in rows]
-    return torch.tensor(rows, dtype=torch.long, device=batch.writer.model.device).view(len(rows), n)
+    return torch.tensor(rows, dtype=torch.long, device=device_of(batch.writer.model)).view(len(rows), n)
 
 @torch.no_grad()
 @typed

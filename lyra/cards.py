@@ -18,7 +18,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator
 from transformers import PreTrainedTokenizerBase
 
-from .core import Id, LyraError, OpenSchema, Schema, Text, checked, digest, read_json, typed
+from .core import Id, LyraError, OpenSchema, Schema, Text, checked, digest, read_json, typed, with_line_ends
 
 # %% ../nbs/50_cards.ipynb #1ec77593
 @dataclass(frozen=True)
@@ -200,7 +200,7 @@ def is_text(
 # %% ../nbs/50_cards.ipynb #1f4d82e3
 def check_words(
     tokenizer:Any, # whose control tokens are forbidden
-    template:Template, # whose stops are forbidden
+    template:Template, # whose stops, and beginnings of turns and replies, are forbidden
     what:str, # a noun, for the error
     text:Any, # somebody's words
 )->None:
@@ -214,9 +214,12 @@ def check_words(
     control = {*tokenizer.all_special_tokens, *added}
     if (found := sorted(t for t in control if t in text)):
         raise LyraError(f'The {what} contains the control token {found[0]}: remove it.')
-    if (found := [s for s in template.stops if s in text]):
-        raise LyraError(f'The {what} contains {found[0].strip()!r} at the beginning of a line, '
-                        'which is how another turn would begin: reword it.')
+    head, tail = template.user.format(text='\0').split('\0')
+    marks, plain = (*template.stops, template.between + head, tail), with_line_ends(text)
+    if (found := [mark for mark in marks if mark.strip() and mark.rstrip() in plain]):
+        where = ' at the beginning of a line' if found[0].startswith('\n') else ''
+        raise LyraError(f'The {what} contains {found[0].strip()!r}{where}, which is how another turn would begin: '
+                        'reword it.')
     try: text.encode('utf-8')
     except UnicodeEncodeError as e:
         raise LyraError(f'The {what} contains half of a character (a lone surrogate): remove it.') from e
@@ -281,6 +284,7 @@ def _keepable(rule:Rule)->Rule:
 def _telling(probe:Probe)->Probe:
     if not probe.foils: raise ValueError('a probe needs at least one foil')
     if probe.expected in probe.foils: raise ValueError('the expected answer stands among the foils')
+    if len({*probe.foils}) < len(probe.foils): raise ValueError('a foil stands there twice, and would count twice')
     return probe
 
 def _distinct(probes:tuple[Probe, ...])->tuple[Probe, ...]:

@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['NAMES', 'NOTES', 'MACROS', 'LONGEST', 'Name', 'Flag', 'Number', 'SPECS', 'OLD', 'FLAT', 'PARTS', 'Say', 'UNUSED',
            'EMPTY', 'PNG', 'LARGEST_IMAGE', 'LARGEST_TEXT', 'MOST_CHUNKS', 'KEYWORDS', 'TEXTS', 'FORMATS', 'NOTICE',
-           'with_line_ends', 'spoken', 'unknown_macros', 'Entry', 'Book', 'Fields', 'as_fields', 'is_character',
-           'card_data', 'turns_of', 'examples_of', 'parts_of', 'compose', 'unused', 'lyra_fields', 'Character',
-           'is_newer', 'as_character', 'chunks', 'chunk', 'card_texts', 'decoded', 'read_character', 'as_chara_card',
-           'as_version_2', 'with_card', 'write_character', 'card_of', 'build_character', 'hub_card']
+           'spoken', 'unknown_macros', 'Entry', 'Book', 'Fields', 'as_fields', 'is_character', 'card_data', 'turns_of',
+           'examples_of', 'parts_of', 'compose', 'unused', 'lyra_fields', 'Character', 'is_newer', 'as_character',
+           'chunks', 'chunk', 'card_texts', 'decoded', 'read_character', 'as_chara_card', 'as_version_2', 'with_card',
+           'write_character', 'card_of', 'build_character', 'hub_card']
 
 # %% ../nbs/54_character.ipynb #8c2ed869
 import base64, json, re, struct, zlib
@@ -21,7 +21,8 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field
 
-from .core import LyraError, Schema, Text, checked, parse_json, read_bytes, read_json, typed, write_file
+from .core import (LyraError, Schema, Text, checked, parse_json, read_bytes, read_json, typed, with_line_ends,
+                       write_file)
 from .plots import printable
 from .weights import MODELS
 from .cards import Card, Template, as_card, find_template, is_text
@@ -31,12 +32,6 @@ from .persona import Persona, build, said_of
 NAMES = re.compile(r'\{\{\s*(char|bot|user|original)\s*\}\}|<(char|bot|user)>', re.I)
 NOTES = re.compile(r'\{\{\s*(?://|comment:|hidden_key:)[^{}]*\}\}', re.I)
 MACROS = re.compile(r'\{\{([^{}]*)\}\}')
-
-def with_line_ends(
-    text:str, # with any line ends
-)->str:
-    "A text with `\\n` at the line ends."
-    return text.replace('\r\n', '\n').replace('\r', '\n')
 
 def spoken(
     text:str, # of a card, with macros

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['OPTIONS', 'STATE', 'EVERY', 'Conversation', 'ConversationLine', 'as_conversation', 'all_different',
-           'read_conversations', 'Watcher', 'Listener', 'Edge', 'check_finite', 'cache_options_of', 'to_json',
-           'from_json', 'SessionState', 'check_persona', 'check_texts', 'rows_kept', 'undoable', 'ends_reply',
-           'Sampling', 'sampling_of', 'Asked', 'ChatSession', 'note', 'turn_row', 'keep_state', 'speak', 'hear',
-           'replay', 'keep_persona', 'kept_persona', 'describe_model', 'session_header', 'save_session', 'About',
-           'take_state', 'load_session']
+           'read_conversations', 'Watcher', 'Listener', 'Edge', 'cache_options_of', 'to_json', 'from_json',
+           'SessionState', 'check_persona', 'check_texts', 'rows_kept', 'undoable', 'ends_reply', 'Sampling',
+           'sampling_of', 'Asked', 'ChatSession', 'note', 'turn_row', 'keep_state', 'speak', 'hear', 'replay',
+           'keep_persona', 'kept_persona', 'describe_model', 'session_header', 'save_session', 'About', 'take_state',
+           'load_session']
 
 # %% ../nbs/61_chat.ipynb #ae39befc
 import copy, json, numbers, os, sys
@@ -29,11 +29,12 @@ from transformers import (LogitsProcessorList, PreTrainedTokenizerBase, Repetiti
 from .core import (Id, LyraError, OpenSchema, Schema, Text, as_path, checked, differing, number, read_json_lines,
                        signature, typed)
 from .int8 import dtype_name
+from .attention import check_finite
 from .policy import ContextPolicy
 from .cache import LyraCache
 from .state import fits, is_bounded, load_state, save_state, set_state
 from .cards import Template, check_words, find_template, spells, tokenizer_hash
-from .decoders import check_still, decoder_of
+from .decoders import check_still, decoder_of, device_of
 from .fast import is_fast
 from .persona import Persona, save as write_persona, weights_hash
 from .journal import AGAIN, Journal, Settings
@@ -134,22 +135,6 @@ class Edge:
     "Where a transcript breaks off."
     pending:tuple[int, ...]=() # tokens that are to be read before the next turn's
     at_start:bool=False # whether no separator is due
-
-# %% ../nbs/61_chat.ipynb #7e21fc4f
-@torch.no_grad()
-def check_finite(
-    model:Any, # with a decoder that can be run without a cache
-    tokens:Tensor, # [B, T] that it has read
-    logits:Tensor, # any shape, that it has computed from them
-)->None:
-    "Raises `LyraError` with the first layer and the dtype unless all logits are finite."
-    if logits.isfinite().all(): return
-    decoder = decoder_of(model)
-    states = decoder(input_ids=tokens, output_hidden_states=True, use_cache=False).hidden_states
-    bad = [i for i, x in enumerate(states) if not x.isfinite().all()]
-    where = 'behind the last layer' if not bad else f'in layer {bad[0] - 1}' if bad[0] else 'in the embedding'
-    raise LyraError(f'The model computes numbers that are not finite in {decoder.dtype}, first {where}: load it in '
-                    'float32 or bfloat16, or check its weights.')
 
 # %% ../nbs/61_chat.ipynb #1fd00cdd
 OPTIONS = ('prime', 'window_size', 'sinks', 'gain', 'layers')
@@ -261,11 +246,11 @@ class SessionState:
         if not ids: raise LyraError('There is nothing to read: give at least one token.')
         watch, recorder = self.cache.watch, self.recorder
         if recorder is not None: keep, self.cache.watch = 0, recorder
-        tokens = torch.tensor([ids], device=self.model.device)
+        tokens = torch.tensor([ids], device=device_of(self.model))
         check_still(self.model)
         try: logits = self.model(tokens, cache=self.cache, logits_to_keep=keep).logits[0]
         finally: self.cache.watch = watch
-        check_finite(self.model, tokens, logits)
+        check_finite(decoder_of(self.model), tokens, logits)
         if recorder is not None: recorder.heard(ids, logits)
         return logits
 
@@ -722,7 +707,7 @@ def take_state(
     (trial := twin.off_the_record()).feed(turns[0]['ids'][:1])
     if not fits(trial.cache, tensors, note, sum(len(t['ids']) - len(t['pending']) for t in turns)): return 0
     session.cache, session.turns = twin.cache, twin.turns
-    set_state(session.cache, tensors, note, session.model.device)
+    set_state(session.cache, tensors, note, device_of(session.model))
     session.edge = Edge(tuple(turns[-1]['pending']), turns[-1]['at_start'])
     return len(kept)
 

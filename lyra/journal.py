@@ -188,7 +188,11 @@ class Journal:
 # a link is not followed, and a pipe that nobody reads is an error
 FLAGS = getattr(os, 'O_NOFOLLOW', 0) | getattr(os, 'O_NONBLOCK', 0)
 
-def _open(path:Any, flags:int)->int: return os.open(path, flags | FLAGS, 0o600)
+def _open(path:Any, flags:int)->int:
+    "Open a file to write, for its owner alone, where this process may say so: a copy may have been readable by all."
+    file = os.open(path, flags | FLAGS, 0o600)
+    with suppress(AttributeError, OSError): os.fchmod(file, 0o600)              # some systems have none
+    return file
 
 def _taken(path:Path)->LyraError:
     return LyraError(f'{path} was written by another session meanwhile: load it again.')

@@ -214,8 +214,9 @@ def printable(
 # %% ../nbs/02_plots.ipynb #1fafd63b
 def csv_text(
     cell, # of a table, of any type
-): # the same, or a text with an apostrophe in front
-    "A cell of a CSV that no spreadsheet takes for a formula."
+): # the same; of a text, with other line ends and perhaps an apostrophe in front
+    "A cell of a CSV that no spreadsheet takes for a formula or parts in two."
     if not isinstance(cell, str): return cell
+    cell = cell.replace('\r\n', '\n').replace('\r', '\n')                               # a bare \r would end the row
     first = next((c for c in cell if unicodedata.category(c)[0] not in 'CMZ'), '')      # control, marks, white space
     return "'" + cell if unicodedata.normalize('NFKC', first) in tuple('=+-@') else cell

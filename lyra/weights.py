@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['GEMMA_TERMS', 'INSTALL', 'SMOLLM2_TERMS', 'WHEEL', 'WHEEL_SHA256', 'WHEEL_GGUF', 'DEFAULT', 'MODELS', 'LOCATE',
-           'PATIENCE', 'HTTP_FAULT', 'READ', 'SAFE', 'Count', 'LAYERS', 'TEXT_KEYS', 'OTHER_SENSES', 'SPREAD',
+           'PATIENCE', 'HTTP_FAULT', 'READ', 'SAFE', 'Count', 'LAYERS', 'TEXT_KEYS', 'OTHER_SENSES', 'SPREAD', 'RARE',
            'BuiltIn', 'list_models', 'usual_sampling', 'again', 'made_once', 'checkpoint', 'default_checkpoint',
            'IndexFile', 'GenerationFile', 'ConfigFile', 'checkpoint_config', 'resolve', 'find_checkpoint', 'text_only',
            'load_weights', 'check_device', 'default_dtype', 'load_model', 'load_tokenizer']
@@ -805,6 +805,8 @@ def load_model(
     return model if place is None or straight else model.to(place)
 
 # %% ../nbs/10_weights.ipynb #de5fe09f
+RARE = 'café 漢 🙂 𒀀' # characters that no small vocabulary holds
+
 def load_tokenizer(
     path:Path|str|None=None, # built-in name, folder or hub id; None: gemma3-270m
     **kwargs:Any, # as for `AutoTokenizer.from_pretrained`
@@ -815,10 +817,12 @@ def load_tokenizer(
     kwargs |= dict(padding_side='left', trust_remote_code=False)
     remedy = again(place, "copy the tokenizer's files there (`tokenizer.save_pretrained` writes them), or name another "
                    'checkpoint')
-    try: tokenizer = AutoTokenizer.from_pretrained(place, **kwargs)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(place, **kwargs)
+        word, _ = tokenizer('word').input_ids, tokenizer(RARE)
     except Exception as e: # whatever foreign files make of transformers
         raise LyraError(_gated(place) if _is_gated(e) else f'No tokenizer can be read in {place}: {remedy}.') from e
-    if set(tokenizer('word').input_ids) <= set(tokenizer.all_special_ids):
+    if set(word) <= set(tokenizer.all_special_ids):
         raise LyraError(f'The tokenizer in {place} knows no words: {remedy}.')
     if tokenizer.eos_token is None: raise LyraError(f'The tokenizer in {place} has no end-of-text token: {remedy}.')
     if tokenizer.pad_token is None: tokenizer.pad_token = tokenizer.eos_token

@@ -147,7 +147,7 @@ def read_text(
     "A text file; raises `LyraError` where it cannot be read, is too large, or is not UTF-8."
     try: text = read_bytes(path).decode('utf-8-sig')
     except UnicodeDecodeError as e: raise LyraError(f'{path} is not UTF-8 text: save it as UTF-8.') from e
-    return text.replace('\r\n', '\n').replace('\r', '\n')
+    return with_line_ends(text)
 
 # %% ../nbs/01_core.ipynb #35be639b
 def write_file(

@@ -21,7 +21,7 @@ from matplotlib.text import Text
 from matplotlib.transforms import ScaledTranslation
 from scipy.optimize import isotonic_regression
 
-from .core import LyraError
+from .core import LyraError, with_line_ends
 
 # %% ../nbs/02_plots.ipynb #a6396160
 LOOKS:dict[str, tuple[str, str, str]] = {                       # method -> colour, marker, line style
@@ -217,6 +217,6 @@ def csv_text(
 ): # the same; of a text, with other line ends and perhaps an apostrophe in front
     "A cell of a CSV that no spreadsheet takes for a formula or parts in two."
     if not isinstance(cell, str): return cell
-    cell = cell.replace('\r\n', '\n').replace('\r', '\n')                               # a bare \r would end the row
+    cell = with_line_ends(cell)                                                         # a bare \r would end the row
     first = next((c for c in cell if unicodedata.category(c)[0] not in 'CMZ'), '')      # control, marks, white space
     return "'" + cell if unicodedata.normalize('NFKC', first) in tuple('=+-@') else cell

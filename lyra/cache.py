@@ -510,7 +510,7 @@ class PolicyLayers(Cache):
 
 # %% ../nbs/42_sliding_window.ipynb #a48d2e29
 class LyraCache(PolicyLayers):
-    "Main and persona KV cache: a `ContextPolicy` per layer, true positions, bounded memory. Gradients stop at a forward pass."
+    "Main and persona KV cache: a `ContextPolicy` per layer, true positions, bounded memory. Gradients end with a pass."
     def begin_turn(self)->None:
         "Start a turn: the last one's tokens leave the `turn` segment, and the persona moves up."
         self.rows.turn_start, self.is_turn = self.rows.next, True

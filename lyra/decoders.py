@@ -62,8 +62,8 @@ def device_of(
 )->torch.device:
     "Where a model takes its tokens, which is not where its embeddings are stored if these are offloaded."
     table = decoder_of(model).get_input_embeddings()
-    if table.weight.device.type != 'meta': return table.weight.device
-    return torch.device(getattr(getattr(table, '_hf_hook', None), 'execution_device', None) or 'cpu')
+    place = getattr(getattr(table, '_hf_hook', None), 'execution_device', None)
+    return table.weight.device if place is None else torch.device(place)
 
 # %% ../nbs/43_any_model.ipynb #570d50e6
 def check_still(

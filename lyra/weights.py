@@ -377,8 +377,8 @@ def _locate(
     **hub:Any, # of the keywords in `LOCATE`
 )->tuple[Path|str, set[str]]: # what `from_pretrained` should load, and the names of its files
     "Find a checkpoint; raises `LyraError` with a remedy where there is none."
-    for what in ('subfolder', 'revision'):
-        if isinstance(hub.get(what), str|None): continue
+    for what, kind in dict(subfolder=str|Path|None, revision=str|None).items():
+        if isinstance(hub.get(what), kind): continue
         raise LyraError(f'{what} is a text; got {hub[what]!r:.40}.')
     place, inner = _place(name), hub.get('subfolder') or ''
     if isinstance(place, str):

@@ -94,6 +94,7 @@ def _check_beside(path:Path)->None:
 def _claim(folder:Path)->FileLock: # freed with the object, and with the process
     "Become the writer of a folder; raises `LyraError` where another process is, `OSError` where it cannot be written."
     _check_beside(folder/'.session.lock')
+    (folder/'.session.lock').touch(0o600)
     lock = FileLock(folder.resolve()/'.session.lock', mode=0o600, thread_local=False, is_singleton=True)
     try:
         if not lock.is_locked: lock.acquire(blocking=False)

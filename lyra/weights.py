@@ -230,6 +230,7 @@ def _alone(
         root.mkdir(parents=True, exist_ok=True)
         if (fault := unusable(lock := root/'convert.lock')).startswith('is '):
             raise LyraError(f'{lock} {fault}, which lyra would write: remove it.')
+        lock.touch()                                  # FileLock would wait for ever where no file can be made
         try: return FileLock(lock).acquire(timeout=1)
         except Timeout:
             print(f'Another process converts a model in {str(root)!r}: waiting for its end.', file=StandardError())

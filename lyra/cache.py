@@ -231,7 +231,7 @@ class LyraLayer(CacheLayerMixin):
         persona:tuple[Tensor, Tensor]|None, # keys, turned back, and values [R, K, P, D]
     ):
         self.index, self.persona = index, persona
-        self.turn:Rotation # of this layer's type; the first forward pass brings it
+        self.rotation:Rotation # of this layer's type; the first forward pass brings it
         P = index.persona.shape[1]
         self.buffers = new_buffer(index.policy, P), new_buffer(index.policy, P)
         self.sinks = torch.empty(0), torch.empty(0) # keys, turned back, and values [B, K, n, D]
@@ -313,7 +313,7 @@ def follow_base(
     "Turn what is held by what re-basing has taken off the positions since."
     if torch.equal(layer.base, layer.index.rows.base): return
     by, layer.base = layer.base - layer.index.rows.base, layer.index.rows.base
-    change(layer.buffers[0], lambda keys: layer.turn.shift(keys, by), front=False)
+    change(layer.buffers[0], lambda keys: layer.rotation.shift(keys, by), front=False)
 
 # %% ../nbs/42_sliding_window.ipynb #4ec2c4c8
 def chosen(
@@ -336,7 +336,7 @@ def after_past(
     "The persona as the past, and the new tokens behind it."
     keys, values = chosen(layer, key, value)
     places = torch.arange(-keys.shape[2], 0) - layer.index.rows.base[:, None]
-    return torch.cat((layer.turn(keys, places).to(key.dtype), key), 2), torch.cat((values.to(value.dtype), value), 2)
+    return torch.cat((layer.rotation(keys, places).to(key.dtype), key), 2), torch.cat((values.to(value.dtype), value), 2)
 
 # %% ../nbs/42_sliding_window.ipynb #0f2b7e91
 @torch.no_grad()
@@ -358,7 +358,7 @@ def keep_sinks(
             layer.sinks = key.new_zeros(shape, dtype=torch.float32), value.new_zeros(shape)
     for b, t in fresh:
         place = (at[b, t] - index.rows.base[b]).view(1, 1)
-        layer.sinks[0][b, :, which[b, t]] = layer.turn(key[b, None, :, t, None], place, inverse=True)[0, :, 0]
+        layer.sinks[0][b, :, which[b, t]] = layer.rotation(key[b, None, :, t, None], place, inverse=True)[0, :, 0]
         layer.sinks[1][b, :, which[b, t]] = value[b, :, t]
 
 # %% ../nbs/42_sliding_window.ipynb #4806383c
@@ -377,7 +377,7 @@ def set_fronts(
         for parts, x in zip((keys, values), chosen(layer, key, value)):
             parts.insert(0, x.to(parts[0].dtype) if parts else x)
     front = key[:, :, :0].clone(), value[:, :, :0].clone()                      # a view would keep all of its tokens
-    if keys: front = layer.turn(torch.cat(keys, 2), places - index.rows.base[:, None]), torch.cat(values, 2)
+    if keys: front = layer.rotation(torch.cat(keys, 2), places - index.rows.base[:, None]), torch.cat(values, 2)
     for buffer, x, like in zip(layer.buffers, front, (key, value)): set_front(buffer, x.to(like.dtype))
 
 # %% ../nbs/42_sliding_window.ipynb #e5177c87
@@ -698,8 +698,8 @@ def begin_forward(
     new = next[:, None] + (torch.arange(T) if real is None else real.cumsum(1) - 1)
     check_positions(position_ids, new, real)
     if B > had: cache.batch_repeat_interleave(B//had)
-    if not hasattr(cache.own[0], 'turn'):
-        for layer, turn in zip(cache.own, decoder.rotations): layer.turn = turn
+    if not hasattr(cache.own[0], 'rotation'):
+        for layer, rotation in zip(cache.own, decoder.rotations): layer.rotation = rotation
     cache.is_busy = True
     if 0 in rows.next.tolist():                                                           # of a row's first token
         where = torch.arange(T) + rows.seen if position_ids is None else position_ids

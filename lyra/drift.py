@@ -251,7 +251,7 @@ class SinkCache(LyraCache):
         "The layer's mask, with another first row in the chosen layers."
         mask, (H, T) = super().attention_mask(module, query, key), query.shape[1:3]
         if not module.layer_idx or module.layer_idx % self.every: return mask
-        back = self.layer_of(module, key).turn(key, torch.arange(T)[None], inverse=True) - key
+        back = self.layer_of(module, key).rotation(key, torch.arange(T)[None], inverse=True) - key
         first = query[:, :, :1] @ repeat_heads(back, H//key.shape[1]).mT*module.scaling         # [B, H, 1, T]
         rest = _additive(mask, query, T)[..., 1:, :].expand(*first.shape[:2], -1, -1)
         return torch.cat([first, rest], dim=-2)
@@ -266,7 +266,7 @@ def read_into_sink(
     "A persona whose first token has read all of it in every `every`th layer (SinkTrack, arXiv 2604.10027)."
     cache, place = SinkCache(decoder_of(model).config, every), torch.arange(len(persona))[None]
     model(torch.tensor([persona.token_ids]).to(model.device), cache=cache)
-    turned = [layer.turn(layer.keys, place, inverse=True).clone() for layer in cache.own]
+    turned = [layer.rotation(layer.keys, place, inverse=True).clone() for layer in cache.own]
     return replace(persona, keys=tuple(turned), values=tuple(layer.values.clone() for layer in cache.own))
 
 # %% ../nbs/80_drift.ipynb #2298980e

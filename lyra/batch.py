@@ -64,7 +64,8 @@ class Batch:
     def copies(self,
         n:int=1, # rows for each
     )->'Batch':
-        "A copy off the record, with n rows for every one."
+        "A copy off the record, with n rows for every one; raises `LyraError` for what is no such number."
+        number(n, 'n', least=1, whole=True)
         twin = copy.copy(self)
         twin.writer, twin.cache = copy.copy(self.writer), copy.deepcopy(self.cache)
         twin.heard = [row for row in self.heard for _ in range(n)]
@@ -97,9 +98,13 @@ class Batch:
         if not all(map(is_exchange, turns)):
             raise LyraError('Turns are pairs of non-empty texts: [("Who are you?", "I am Lyra."), ...].')
         check_rows(self, [dict(text=text, reply=reply) for text, reply in turns])
-        self.cache.begin_turn()
         write, prompt = self.writer.template.reply, self.writer.prompt
-        logits, ids = self.feed([prompt(u) + write.format(text=r) for u, r in turns], keep=0 if scored else 1)
+        before = self.cache.snapshot(), self.writer.edge
+        self.cache.begin_turn()
+        try: logits, ids = self.feed([prompt(u) + write.format(text=r) for u, r in turns], keep=0 if scored else 1)
+        except BaseException:
+            self.cache, self.writer.edge = before
+            raise
         self.heard = [[*said, reply][-2:] for said, (_, reply) in zip(self.heard, turns)]
         if not scored: return [math.nan]*len(self)
         mean = torch.nn.functional.cross_entropy

@@ -218,7 +218,7 @@ def make_mask(
         return None if one and not (index.as_stock and is_full) and bool(seen.all()) else send(seen)
     lens = (index.persona < 0).sum(1)[index.rows.persona].to(near)[:, None, None]
     weighed = (k < 0) & (k >= policy.gain_from - lens)
-    bias = (log(policy.gain)*weighed).to(query.dtype)
+    bias = weighed.to(query.dtype)*log(policy.gain)
     return send(bias.masked_fill(~seen, torch.finfo(query.dtype).min))
 
 # %% ../nbs/42_sliding_window.ipynb #5d1feb79
@@ -336,7 +336,8 @@ def after_past(
     "The persona as the past, and the new tokens behind it."
     keys, values = chosen(layer, key, value)
     places = torch.arange(-keys.shape[2], 0) - layer.index.rows.base[:, None]
-    return torch.cat((layer.rotation(keys, places).to(key.dtype), key), 2), torch.cat((values.to(value.dtype), value), 2)
+    turned = layer.rotation(keys, places)
+    return torch.cat((turned.to(key.dtype), key), 2), torch.cat((values.to(value.dtype), value), 2)
 
 # %% ../nbs/42_sliding_window.ipynb #0f2b7e91
 @torch.no_grad()
@@ -673,7 +674,8 @@ def check_positions(
     ahead = [{*row[there].tolist()} for row, there in zip(position_ids.cpu() - expected, told)]
     if any(len(row) > 1 or min(row, default=0) < 0 for row in ahead):
         raise LyraError('Tokens are missing between what the cache has heard and the new ones: give `generate` the '
-                        'whole conversation, or new tokens with an attention_mask of all; and no position_ids.')
+                        'whole conversation, or new tokens with an attention_mask of all; no position_ids, '
+                        'and use_cache=True.')
 
 # %% ../nbs/42_sliding_window.ipynb #35e55090
 def begin_forward(
@@ -787,6 +789,7 @@ def set_personas(
     if len(personas) < 2: rows.persona = torch.zeros_like(rows.next)
     elif len(personas) == len(rows.next): rows.persona = torch.arange(len(rows.next))
     cache.personas, cache.is_turn = personas, True
+    for index in cache.indexes: index.as_stock = index.as_stock and not personas
     for i, layer in enumerate(cache.own):
         if layer in pinned: layer.persona, layer.index.persona = stacked(personas, i), persona_indices(personas)
 

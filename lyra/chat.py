@@ -36,7 +36,7 @@ from .state import fits, is_bounded, load_state, save_state, set_state
 from .cards import Template, check_words, find_template, spells, tokenizer_hash
 from .decoders import check_still, decoder_of, device_of
 from .fast import is_fast
-from .persona import Persona, save as write_persona, weights_hash
+from .persona import Persona, known_hash, save as write_persona, weights_hash
 from .journal import AGAIN, Journal, Settings
 
 # %% ../nbs/61_chat.ipynb #b9fe8a66
@@ -186,7 +186,7 @@ class SessionState:
         policy:str|Mapping[str, ContextPolicy]|Sequence[ContextPolicy]='lyra', # as for `LyraCache`
         *,
         template:str|None=None, # 'chat', 'transcript'; None: 'chat' where the tokenizer has a chat template
-        weights:str='', # `weights_hash(model)` where it is known; '': computed when it is first needed
+        anew:bool=True, # whether all weights are read for the first persona; else only where they were written to
         **cache_options, # prime, window_size, sinks, gain, layers: as for `LyraCache`
     ):
         if not isinstance(tokenizer, PreTrainedTokenizerBase):
@@ -194,7 +194,7 @@ class SessionState:
         check_still(model)
         if decoder_of(model) is model:
             raise LyraError('This model has no head that chooses tokens: give the causal language model, not its body.')
-        self.model, self.tokenizer, self.weights = model, tokenizer, weights
+        self.model, self.tokenizer, self.anew = model, tokenizer, anew
         cache_options = cache_options_of(cache_options)
         self.settings:dict[str, Any] = dict(policy=policy, template=find_template(tokenizer, template).name,
                                             **cache_options)
@@ -256,14 +256,14 @@ class SessionState:
 
 # %% ../nbs/61_chat.ipynb #c334d337
 def check_persona(
-    session:SessionState, # that is to speak as it; keeps the digest of its model in `weights`
+    session:SessionState, # that is to speak as it; from then on its weights are known
     persona:Persona, # to be checked
 )->None:
     "Raises `LyraError` unless the persona was made for the session's model and template."
     if not isinstance(persona, Persona):
         raise LyraError(f'{persona!r:.40} is no persona: build one with Persona.build(model, tokenizer, system=...).')
-    session.weights = session.weights or weights_hash(session.model)
-    persona.check(session.model, weights=session.weights)
+    persona.check(session.model, anew=session.anew)
+    session.anew = False
     mine, theirs = session.template.name, persona.made_with['template']
     if mine != theirs:
         raise LyraError(f'The persona was made with the template {theirs!r}, the session has {mine!r}: '
@@ -648,12 +648,11 @@ def save_session(
     if any('persona' in row for row in session.turns):
         raise LyraError('A session whose persona was exchanged is saved from its beginning: '
                         'call save() before the first turn.')
-    session.weights = session.weights or weights_hash(session.model)
     journal = Journal(folder)
     if os.path.lexists(state := journal.path.with_name(STATE)) and not os.path.lexists(journal.path):
         raise LyraError(f'{state} is of no session: name another folder, or remove it.')
     name = keep_persona(session.persona, journal) if session.persona else None
-    header = dict(settings=to_json(session.settings), weights=session.weights, persona=name)
+    header = dict(settings=to_json(session.settings), weights=known_hash(session.model), persona=name)
     about:dict[str, Any] = dict(tokenizer=tokenizer_hash(session.tokenizer), config=signature(session.cache.config))
     if is_fast(session.model): about['fast'] = True                         # else as earlier versions wrote it
     with suppress(OSError): state.unlink(missing_ok=True)                   # it would not fit the new journal
@@ -725,7 +724,7 @@ def load_session(
     journal = Journal(folder)
     header, rows = journal.read()
     torn = journal.mend()
-    if (weights := header['weights']) != weights_hash(model):
+    if header['weights'] != weights_hash(model):
         held = ' in '.join(filter(None, (header.get('model'), header.get('dtype'))))
         raise LyraError(f"{journal.path} was held with another model{held and f', {held}'}: load that one.")
     if (differ := differing(header.get('config') or {}, signature(decoder_of(model).config))):
@@ -733,7 +732,7 @@ def load_session(
     if header.get('tokenizer', mine := tokenizer_hash(tokenizer)) != mine:
         raise LyraError(f'{journal.path} was held with another tokenizer, or another chat template: put that one back.')
     persona = kept_persona(header['persona'], journal)
-    session = cls(model, tokenizer, persona, weights=weights, **from_json(header['settings']))
+    session = cls(model, tokenizer, persona, anew=False, **from_json(header['settings']))
     done = take_state(session, rows, journal, not torn)
     left = rows[done:]
     for row in tqdm(left, desc='reading the session', unit='turn', file=sys.stderr,

@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['KINDS', 'LARGEST', 'Text', 'Id', 'WORDS', 'ASIDE', 'LyraError', 'is_flag', 'number', 'digest', 'with_line_ends',
-           'as_path', 'unusable', 'unwritable', 'read_bytes', 'read_text', 'write_file', 'parse_json', 'read_json',
-           'read_json_lines', 'Schema', 'OpenSchema', 'checked', 'typed', 'data_path', 'cache_path', 'tiny_config',
-           'signature', 'differing', 'difference', 'bits_equal', 'close', 'first_divergence', 'StandardError',
-           'progress']
+           'as_path', 'unusable', 'unwritable', 'read_bytes', 'read_text', 'write_file', 'probe', 'parse_json',
+           'read_json', 'read_json_lines', 'Schema', 'OpenSchema', 'checked', 'typed', 'data_path', 'cache_path',
+           'tiny_config', 'signature', 'differing', 'difference', 'bits_equal', 'close', 'first_divergence',
+           'StandardError', 'progress']
 
 # %% ../nbs/01_core.ipynb #30a5d6b8
-import hashlib, inspect, json, math, numbers, os, stat, sys, types, typing
+import hashlib, inspect, json, math, numbers, os, stat, sys, tempfile, types, typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from difflib import get_close_matches
@@ -153,11 +153,12 @@ def read_text(
 def write_file(
     path:Path, # replaced if it exists
     data:bytes, # all that the file shall hold
-    mode:int=0o666, # permissions, less the umask
+    mode:int=0o666, # permissions, less the umask, and those that an earlier file did not give
 )->None:
     "Write a file as a whole or not at all; raises `OSError` where it cannot be written."
     work = path.with_name(f'.{token_hex(8)}.part')
     if path.exists() and not path.is_file(): raise FileExistsError(17, 'what stands there is no file', str(path))
+    if path.exists() and os.name == 'posix': mode &= path.stat().st_mode
     try:
         with open(work, 'xb', opener=lambda name, flags: os.open(name, flags, mode)) as f:
             f.write(data)
@@ -169,6 +170,13 @@ def write_file(
         if isinstance(e, OSError): e.filename, e.filename2 = str(path), None            # not the name of the work
         raise
     if os.name == 'posix': _sync_folder(path.parent)
+
+def probe(
+    folder:Path, # that exists
+)->None:
+    "Raises `OSError`, with the folder's name, where no file can be made in it."
+    try: tempfile.TemporaryFile(dir=folder).close()
+    except OSError as e: raise OSError(e.errno, e.strerror, str(folder)) from e
 
 def _sync_folder(path:Path)->None:
     "Bring a folder's names to the disk."

@@ -33,7 +33,7 @@ from .policy import NEVER, ContextPolicy, layer_types, preset
 from .cache import LyraCache
 from .decoders import decoder_of
 from .cards import Card, Probe, Rule
-from .persona import Persona
+from .persona import Persona, known_hash
 from .cast import cast
 from .chat import Asked, ChatSession, Conversation, Watcher, check_texts
 from .trace import attention_weights
@@ -126,8 +126,11 @@ def open_session(
 
 # %% ../nbs/80_drift.ipynb #4a181148
 @lru_cache(maxsize=64)
-def _persona(model, tokenizer, card:Card, template:str)->Persona:
+def _built(weights:str, model, tokenizer, card:Card, template:str)->Persona: # by the digest, too
     return Persona.build(model, tokenizer, card, template=template)
+
+def _persona(model, tokenizer, card:Card, template:str)->Persona:
+    return _built(known_hash(model), model, tokenizer, card, template)
 
 def _by_policy(policy:str, option:str|None=None, bare:bool=False)->Start:
     "A method that is a policy."
@@ -251,7 +254,8 @@ class SinkCache(LyraCache):
         "The layer's mask, with another first row in the chosen layers."
         mask, (H, T) = super().attention_mask(module, query, key), query.shape[1:3]
         if not module.layer_idx or module.layer_idx % self.every: return mask
-        back = self.layer_of(module, key).rotation(key, torch.arange(T)[None], inverse=True) - key
+        turned = self.layer_of(module, key).rotation(key, torch.arange(T)[None], inverse=True)
+        back = (turned - key).to(key.dtype)
         first = query[:, :, :1] @ repeat_heads(back, H//key.shape[1]).mT*module.scaling         # [B, H, 1, T]
         rest = _additive(mask, query, T)[..., 1:, :].expand(*first.shape[:2], -1, -1)
         return torch.cat([first, rest], dim=-2)
@@ -266,6 +270,9 @@ def read_into_sink(
     "A persona whose first token has read all of it in every `every`th layer (SinkTrack, arXiv 2604.10027)."
     cache, place = SinkCache(decoder_of(model).config, every), torch.arange(len(persona))[None]
     model(torch.tensor([persona.token_ids]).to(model.device), cache=cache)
+    if (held := min(layer.keys.shape[2] for layer in cache.own)) < len(persona):
+        raise LyraError(f'sinktrack reads a persona at once, and a sliding window holds {held} of its {len(persona)} '
+                        'tokens: shorten its instruction.')
     turned = [layer.rotation(layer.keys, place, inverse=True).clone() for layer in cache.own]
     return replace(persona, keys=tuple(turned), values=tuple(layer.values.clone() for layer in cache.own))
 

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedTokenizerBase
+from transformers import DynamicCache, GenerationConfig, PreTrainedTokenizerBase
 
 from .core import LyraError, progress as bar, typed
 from .attention import ACTIVE
@@ -214,9 +214,11 @@ def _batch(t:Trial)->tuple[Tensor, Tensor]:
     return t.text.expand(3, -1).roll(1, 1)*mask, mask
 
 def _generate(t:Trial, **options:Any)->Any:
-    "Eight greedy tokens, with their logits."
-    return t.model.generate(max_new_tokens=8, do_sample=False, num_beams=1, return_dict_in_generate=True,
-                            output_logits=True, eos_token_id=None, pad_token_id=0, **options)
+    "Eight greedy tokens, with their logits, whatever the model's own settings say."
+    own, t.model.generation_config = t.model.generation_config, GenerationConfig()
+    try: return t.model.generate(max_new_tokens=8, do_sample=False, return_dict_in_generate=True, output_logits=True,
+                                 pad_token_id=0, **options)
+    finally: t.model.generation_config = own
 
 # %% ../nbs/52_verify.ipynb #82ed1b42
 def as_stock(

@@ -17,7 +17,7 @@ from typing import Annotated, Any
 from filelock import FileLock, Timeout
 from pydantic import BeforeValidator, Field
 
-from .core import LyraError, Schema, checked, digest, parse_json, read_bytes, unusable, write_file
+from .core import LyraError, Schema, checked, digest, parse_json, probe, read_bytes, unusable, write_file
 from .policy import ContextPolicy
 
 # %% ../nbs/60_journal.ipynb #68ed8dbd
@@ -94,7 +94,7 @@ def _check_beside(path:Path)->None:
 def _claim(folder:Path)->FileLock: # freed with the object, and with the process
     "Become the writer of a folder; raises `LyraError` where another process is, `OSError` where it cannot be written."
     _check_beside(folder/'.session.lock')
-    (folder/'.session.lock').touch(0o600)
+    probe(folder)
     lock = FileLock(folder.resolve()/'.session.lock', mode=0o600, thread_local=False, is_singleton=True)
     try:
         if not lock.is_locked: lock.acquire(blocking=False)

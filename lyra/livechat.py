@@ -31,14 +31,14 @@ from IPython.display import display
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from .core import LyraError, Schema, Text, as_path, checked, digest, read_json, typed, write_file
+from .core import LyraError, Schema, Text, as_path, checked, digest, number, read_json, typed, write_file
 from .policy import PRESETS, preset
 from .weights import usual_sampling
 from .cache import LyraCache
 from .cards import Card, read_card
 from .decoders import decoder_of
-from .persona import Persona, weights_hash
-from .chat import ChatSession, Edge, check_texts
+from .persona import Persona, known_hash
+from .chat import ChatSession, Edge, check_texts, sampling_of
 from .trace import Recorder, Trace
 from .health import echo, loops, parrot, words
 from .protocols import SILENCE, hearable
@@ -74,24 +74,16 @@ class Offer:
         personas:Mapping[str, Any]={}, # a `Persona`; or a `Card` or an instruction, computed when it is first chosen
     ):
         self.models, self.personas = dict(models), {**personas, NOBODY: None}
-        self.built:dict[tuple[str, str], Persona] = {}          # by model and persona
-        self.weights:dict[str, str] = {}                        # `weights_hash` of the models that were used
-
-    def weights_of(self,
-        name:str, # of the model
-    )->str:
-        "The `weights_hash` of a model, computed once."
-        if name not in self.weights: self.weights[name] = weights_hash(picked('model', name, self.models)[0])
-        return self.weights[name]
+        self.built:dict[tuple[str, str], Persona] = {}          # by `known_hash` of the model, and persona
 
     def persona(self,
         choice:Choice, # model, persona, policy and numbers
     )->Persona|None:
         "The chosen persona, for the chosen model."
-        source, key = picked('persona', choice.persona, self.personas), (choice.model, choice.persona)
+        source = picked('persona', choice.persona, self.personas)
         if source is None or isinstance(source, Persona): return source
-        if key not in self.built:
-            model, tokenizer = picked('model', choice.model, self.models)
+        model, tokenizer = picked('model', choice.model, self.models)
+        if (key := (known_hash(model), choice.persona)) not in self.built:
             self.built[key] = Persona.build(model, tokenizer, source)
         return self.built[key]
 
@@ -103,7 +95,7 @@ class Offer:
         persona, usual = self.persona(choice), preset(choice.policy, decoder_of(model).config)
         template = persona.made_with['template'] if persona else None
         return ChatSession(model, tokenizer, persona, choice.policy, template=template,
-                           weights=self.weights_of(choice.model), gain=choice.gain if usual.persona else None,
+                           anew=False, gain=choice.gain if usual.persona else None,
                            window_size=choice.window if usual.window else None)
 
 # %% ../nbs/92_livechat.ipynb #3901eedd
@@ -189,7 +181,8 @@ class Talk:
         **sampling:Any, # as for `lyra.chat.Sampling`
     ):
         self.offer, self.folder, self.choice = offer, Path(folder), choice or first_choice(offer)
-        self.probes, self.sampling = probes, sampling
+        self.probes, self.sampling = number(probes, 'probes', least=0, whole=True), sampling
+        sampling_of(sampling)
         self.recorder:Recorder|None = None                      # None: nothing was said yet
         self.before:Mark|None = None                            # the last turn
         self.traces:dict[str, Trace] = {}                       # by the names of their files
@@ -699,7 +692,7 @@ def live_path(
     "Where the conversation with these models and personas is kept."
     plain = lambda x: x.fingerprint() if isinstance(x, Persona) else x.instruction if isinstance(x, Card) else x
     known = {name: '' if x is None else plain(x) for name, x in offer.personas.items()}
-    names = [offer.weights_of(next(iter(offer.models))), *(f'{name} {x}' for name, x in known.items())]
+    names = [known_hash(next(iter(offer.models.values()))[0]), *(f'{name} {x}' for name, x in known.items())]
     stem, n = f"live-{digest(*names)[:8]}", 1
     while (folder/f'{stem}-{n + 1}.json').exists(): n += 1
     return folder/f"{stem}-{n + (anew and (folder/f'{stem}-{n}.json').exists())}.json"
@@ -757,14 +750,17 @@ def live(
 )->Live:
     "A chat in the notebook, with its views; goes on where one with these models and personas stands in the folder."
     name = Path(decoder_of(model).config.name_or_path or 'model').name
-    offer = Offer({name: (model, tokenizer), **models}, named_personas(persona))
+    if name in models: raise LyraError(f'{name!r} is the model that was given: name the other one differently.')
+    if NOBODY in (found := named_personas(persona)):
+        raise LyraError(f'{NOBODY!r} stands for no persona: use another name.')
+    offer = Offer({name: (model, tokenizer), **models}, found)
     try: path = live_path(as_path(folder).resolve(), offer, anew)
     except ValueError as e: raise LyraError(f'{folder!r:.200} cannot be written to ({e}): name another folder.') from e
     if (box := _open.get(path)) is not None:
         if not anew and box.chat.talk.offer.models[name][0] is model: return box
         box.close()
-    lock = lock_live(path)
     talk = Talk(offer, folder, max_new_tokens=max_new_tokens, **options)
+    lock = lock_live(path)
     offer.persona(talk.choice)                                  # so that the first reply need not wait for it
     _open[path] = box = Live(talk, path, take_up(talk, path) if path.exists() else (), lock)
     return box

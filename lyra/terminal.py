@@ -105,7 +105,7 @@ def retold(
 )->ChatSession: # without a journal
     "A conversation in a new session under another policy; raises `LyraError` where that policy lacks its persona."
     kept = {name: x for name, x in session.settings.items() if name in ('template', 'prime', 'layers')}
-    new = type(session)(session.model, session.tokenizer, session.persona, policy, weights=session.weights, **kept)
+    new = type(session)(session.model, session.tokenizer, session.persona, policy, anew=False, **kept)
     for row in session.turns:
         if 'user' in row: replay(new, row)
     return new

@@ -43,7 +43,8 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
 from transformers.utils.hub import cached_file
 
-from .core import LyraError, Schema, StandardError, cache_path, checked, read_json, unusable, write_file
+from .core import (LyraError, Schema, StandardError, cache_path, checked, probe, read_json, unusable,
+                       write_file)
 
 # %% ../nbs/10_weights.ipynb #e2f3cbe8
 GEMMA_TERMS = ('The Gemma weights stand under the Gemma Terms of Use (https://ai.google.dev/gemma/terms), '
@@ -230,7 +231,7 @@ def _alone(
         root.mkdir(parents=True, exist_ok=True)
         if (fault := unusable(lock := root/'convert.lock')).startswith('is '):
             raise LyraError(f'{lock} {fault}, which lyra would write: remove it.')
-        lock.touch()                                  # FileLock would wait for ever where no file can be made
+        probe(root)                                   # FileLock would wait for ever where no file can be made
         try: return FileLock(lock).acquire(timeout=1)
         except Timeout:
             print(f'Another process converts a model in {str(root)!r}: waiting for its end.', file=StandardError())

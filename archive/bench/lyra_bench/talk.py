@@ -154,7 +154,7 @@ def make_talks(
     return done
 
 # %% ../nbs/05_talk.ipynb #d6815ced
-NUMBERS = dict(held_out=20, tune=4, train=240) # talks of the package, in the order in which they are written
+NUMBERS = dict(held_out=20, tune=4, train=816) # talks of the package, in the order in which they are written
 
 def main(
     argv=None, # arguments; None: those of the process

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['by_hand', 'answer_tables', 'conversation', 'conversation_summary', 'attention_shares', 'layer_summary',
-           'shares_finding', 'draw_shares', 'evaluate', 'findings', 'gates']
+           'shares_finding', 'draw_shares', 'note_run', 'recorded', 'evaluate', 'finding', 'findings', 'gates']
 
 # %% ../nbs/05_experiment.ipynb #05-003
 import json, math, os
@@ -140,7 +140,11 @@ def draw_shares(
     return ax
 
 # %% ../nbs/05_experiment.ipynb #05-020
-def _about(memory:InjectionMemory, out:Path, **asked)->None:
+def note_run(
+    memory:InjectionMemory, # whose weights are measured
+    out:Path, # folder of the tables
+    **asked # numbers that decide what is measured
+)->None:
     "Write what a folder's tables are about, or raise `LyraError` where it holds others."
     text, path = memory.model.text, out/'about.json'
     trained = fingerprint(text, [n for n, p in text.named_parameters() if p.requires_grad])
@@ -151,7 +155,10 @@ def _about(memory:InjectionMemory, out:Path, **asked)->None:
         raise LyraError(f'{out} holds a run with another {differ[0]}: delete it, or name another folder.')
     path.write_text(json.dumps(about, indent=1) + '\n', encoding='utf-8')
 
-def _recorded(path:Path, compute:Callable)->pd.DataFrame:
+def recorded(
+    path:Path, # CSV file
+    compute:Callable, # gives the table
+)->pd.DataFrame:
     "A table as it stands in a file, computed and written first where there is none."
     if not path.exists():
         compute().to_csv(part := path.with_suffix(f'.{os.getpid()}.part'), index=False)
@@ -171,14 +178,19 @@ def evaluate(
     "Stage B; raises `LyraError` where `out` holds a run of other weights or dialogues."
     out, ds = Path(out), dialogues(split, n, seed=seed, turns=turns)
     out.mkdir(parents=True, exist_ok=True)
-    _about(memory, out, split=split, n=n, talks=talks, turns=turns, seed=seed)
-    tables = {k: _recorded(out/f'{k}.csv', f) for k, f in answer_tables(memory, ds).items()}
+    note_run(memory, out, split=split, n=n, talks=talks, turns=turns, seed=seed)
+    tables = {k: recorded(out/f'{k}.csv', f) for k, f in answer_tables(memory, ds).items()}
     return dict(answers=pd.concat(tables.values(), ignore_index=True),
-                conversation=_recorded(out/'conversation.csv', lambda: conversation(memory, ds[:talks])),
-                attention=_recorded(out/'attention.csv', lambda: attention_shares(memory, ds)))
+                conversation=recorded(out/'conversation.csv', lambda: conversation(memory, ds[:talks])),
+                attention=recorded(out/'attention.csv', lambda: attention_shares(memory, ds)))
 
 # %% ../nbs/05_experiment.ipynb #05-023
-def _says(what:str, e:Estimate, unit:str='')->str:
+def finding(
+    what:str, # was measured
+    e:Estimate,
+    unit:str='', # with a leading space
+)->str:
+    "A line about an estimate: whether it is distinguishable from 0, too."
     doubt = ', not distinguishable from 0' if e.low <= 0 <= e.high else ''
     return f'{what}: {e.mean:+.2f} [{e.low:+.2f}, {e.high:+.2f}]{unit}{doubt}'
 
@@ -189,13 +201,13 @@ def findings(
     gap = lambda a, b, k: paired(tables['answers'], a, b).difference[k]
     talk = conversation_summary(tables['conversation']).over_NoMemory
     return '\n'.join((
-        _says('Log-odds of the answer, injection over no memory', gap('injection', 'NoMemory', 'logodds'), ' nats'),
-        _says('Right answers, injection over no memory', gap('injection', 'NoMemory', 'right')),
-        _says('Log-odds, injection over gates opened by hand', gap('injection', 'by_hand', 'logodds'), ' nats'),
-        _says('Log-odds, full context over injection', gap('FullContext', 'injection', 'logodds'), ' nats'),
-        _says('Right answers, full context over injection', gap('FullContext', 'injection', 'right')),
-        _says('Loss of replies, injection over no memory (below 0 is better)', talk['injection'], ' nats a token'),
-        _says('Loss of replies, full context over no memory', talk['FullContext'], ' nats a token'),
+        finding('Log-odds of the answer, injection over no memory', gap('injection', 'NoMemory', 'logodds'), ' nats'),
+        finding('Right answers, injection over no memory', gap('injection', 'NoMemory', 'right')),
+        finding('Log-odds, injection over gates opened by hand', gap('injection', 'by_hand', 'logodds'), ' nats'),
+        finding('Log-odds, full context over injection', gap('FullContext', 'injection', 'logodds'), ' nats'),
+        finding('Right answers, full context over injection', gap('FullContext', 'injection', 'right')),
+        finding('Loss of replies, injection over no memory (below 0 is better)', talk['injection'], ' nats a token'),
+        finding('Loss of replies, full context over no memory', talk['FullContext'], ' nats a token'),
         shares_finding(layer_summary(tables['attention'])) + '.'))
 
 # %% ../nbs/05_experiment.ipynb #05-032

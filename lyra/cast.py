@@ -6,12 +6,12 @@
 __all__ = ['NAMES', 'TRADES', 'LOVES', 'TONES', 'REGISTERS', 'OPENERS', 'cast', 'write_cast']
 
 # %% ../nbs/53_cast.ipynb #64db6176
-import json, random
+import json, random, re
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from .core import LyraError, number, typed
+from .core import LyraError, number, typed, write_file
 from .cards import Card, Probe, Rule
 
 # %% ../nbs/53_cast.ipynb #863bcdeb
@@ -127,16 +127,30 @@ def cast(
     return cards
 
 # %% ../nbs/53_cast.ipynb #ad2477c1
+def _file_name(card:Card)->str:
+    "What a card's file is called, after its name or else its id; raises `LyraError` for what cannot name a file."
+    name = (card.name or str(card.question_id)).lower()
+    if not re.search(r'[/\\\0\ud800-\udfff]', name): return f'{name}.json'
+    raise LyraError(f'The card {name!r:.60} cannot name its file: leave out slashes, null characters and halves of '
+                    'characters.')
+
 @typed
 def write_cast(
     cards:Sequence[Card], # to be written
     folder:Path|str, # made where it does not exist
 )->list[Path]: # a file for each
-    "Write cards as JSON files that `lyra.cards.read_card` reads, each under its name."
-    (folder := Path(folder)).mkdir(parents=True, exist_ok=True)
-    paths = []
+    "Write cards as JSON files that `read_card` reads, each under its name; raises `LyraError` where it cannot."
+    folder, rows = Path(folder), dict[Path, dict]()
     for card in cards:
-        row = {k: v for k, v in asdict(card).items() if k != 'instruction'} | dict(turns=[card.instruction])
-        paths.append(folder/f'{(card.name or str(card.question_id)).lower()}.json')
-        paths[-1].write_text(json.dumps(row, ensure_ascii=False, indent=1) + '\n', encoding='utf-8')
-    return paths
+        if (path := folder/_file_name(card)) in rows:
+            raise LyraError(f'Two cards would be written to {path}: give them different names.')
+        row = {k: v for k, v in asdict(card).items() if k != 'instruction'}
+        rows[path] = row | dict(turns=[card.instruction])
+    path = folder
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for path, row in rows.items(): write_file(path, (json.dumps(row, ensure_ascii=False, indent=1) + '\n').encode())
+    except (OSError, ValueError) as e: # half of a character, or a null character in the folder's name
+        raise LyraError(f"{path!s:.200} cannot be written ({getattr(e, 'strerror', None) or e}): choose another name "
+                        'or folder.') from e
+    return [*rows]

@@ -402,16 +402,26 @@ def read_character(
     return replace(found, left=(*found.left, *filter(None, said)))
 
 # %% ../nbs/54_character.ipynb #e0fa46ce
+def _check_example(text:str, kind:str, name:str)->None:
+    "Raises `LyraError` for a text of an example that a character card would not give back."
+    text = with_line_ends(text)
+    turns = turns_of(f'{{{{user}}}}: {text}\n{{{{char}}}}: .', [name], str.strip)
+    if '<start>' not in text.lower() and turns == [(text.strip(), '.')]: return
+    raise LyraError(f'The example {kind} {text!r:.60} cannot stand in a character card: it needs some text, without '
+                    f'<START>, and without a line that begins with {name}:, {{{{char}}}}: or {{{{user}}}}:.')
+
 @typed
 def as_chara_card(
     card:Card, # to be written
     examples:Sequence[tuple[str, str]]=(), # turns of the user and the character
 )->dict[str, Any]: # plain JSON, a `chara_card_v3`
-    "A card for other programs; `as_character` gives the same card back."
+    "A card for other programs, from which `as_character` gives the same back; raises `LyraError` where it could not."
     own = {k: v for k, v in asdict(card).items() if k not in ('instruction', 'acknowledgement', 'name') and v}
     own['question_id'], own['category'] = card.question_id, card.category
     name = ' '.join((card.name or '').split())[:LONGEST] or 'Persona'
     if name != card.name: own['name'] = card.name
+    for pair in examples:
+        for kind, text in zip(('question', 'reply'), pair): _check_example(text, kind, name)
     texts = [card.instruction, *filter(None, (card.acknowledgement,)), *chain(*examples)]
     if any(spoken(text, name) != text for text in texts): own['verbatim'] = True
     dialogue = '\n'.join(f'<START>\n{{{{user}}}}: {asked}\n{{{{char}}}}: {told}' for asked, told in examples)

@@ -131,6 +131,11 @@ def _named(answer:str, options:Sequence[str])->set[int]:
     return {i} | said | {LETTERS.index(x) for x in later if x in letters}
 
 # %% ../nbs/82_protocols.ipynb #5d0158d5
+def _phrases(name:str, phrases:Any, least:int=1)->None:
+    "Raises `LyraError` for what is no list of texts, or has too few."
+    texts = isinstance(phrases, Sequence) and not isinstance(phrases, str) and all(map(is_text, phrases))
+    if not texts or len(phrases) < least: raise LyraError(f'{name} is a list of {least} or more non-empty texts')
+
 @register_judge('choice')
 def judge_choice(
     answer:str, # as it was written
@@ -139,9 +144,12 @@ def judge_choice(
     right:str, # one of them
 )->float: # 1 or 0
     "Whether an answer chooses the right option and no other; raises `LyraError` unless 2 to 10 texts differ."
+    _phrases('options', options, 2)
     options = [o.strip() for o in options]
     if not 2 <= len(options) <= len(LETTERS) or len({*map(plain, options)}) < len(options):
         raise LyraError(f'options are 2 to {len(LETTERS)} different texts')
+    if not is_text(right) or right.strip() not in options:
+        raise LyraError(f'right is one of the options; got {right!r:.60}')
     return float(_named(answer, options) == {options.index(right.strip())})
 
 # %% ../nbs/82_protocols.ipynb #9b87030a
@@ -175,7 +183,7 @@ def judge_language(
     code:str, # a key of `FUNCTION_WORDS` or `SCRIPTS`
 )->float: # 1 or 0
     "Whether an answer is in a language, all of it; raises `LyraError` for an unknown code."
-    if code not in {*FUNCTION_WORDS, *SCRIPTS}:
+    if not isinstance(code, str) or code not in {*FUNCTION_WORDS, *SCRIPTS}:
         raise LyraError(f"a language is one of {', '.join([*FUNCTION_WORDS, *SCRIPTS])}; got {code!r}")
     if code in SCRIPTS: return float(_written_in(answer, code))
     evidence:set[str] = set()
@@ -189,10 +197,6 @@ def judge_language(
     return float(len(evidence) >= 2)
 
 # %% ../nbs/82_protocols.ipynb #c3c3b41d
-def _phrases(name:str, phrases:Sequence[str], least:int=1)->None:
-    texts = not isinstance(phrases, str) and all(isinstance(p, str) and p.strip() for p in phrases)
-    if not texts or len(phrases) < least: raise LyraError(f'{name} is a list of {least} or more non-empty texts')
-
 @register_judge('repeat')
 def judge_repeat(
     answer:str, # as it was written
@@ -200,7 +204,7 @@ def judge_repeat(
     text:str, # what it should be
 )->float: # 1 or 0
     "Whether an answer is a text, whatever its case and outer punctuation; raises `LyraError` for a text without words."
-    if not strip_outside(text): raise LyraError('text has to hold some words')
+    if not is_text(text) or not strip_outside(text): raise LyraError('text has to hold some words')
     return float(strip_outside(answer) == strip_outside(text))
 
 # %% ../nbs/82_protocols.ipynb #cedddf9d
@@ -228,9 +232,11 @@ def judge_persona(
     least:int=1, # how many of its own are needed
     breaks:Sequence[str]=BREAKS, # what falls out of every role
 )->float: # 1 or 0
-    "Whether an answer says enough different things of a persona's own, and nothing of another's or out of role."
+    "Whether an answer says enough of its persona, and nothing of another or out of role; raises `LyraError` as above."
+    number(least, 'least', least=1, whole=True)
     _phrases('own', own, least)
     _phrases('others', others, 0)
+    _phrases('breaks', breaks, 0)
     mine = sum(says(answer, o) for o in {*map(plain, own)})
     return float(mine >= least and not any(says(answer, x) for x in (*others, *breaks)))
 

@@ -12,7 +12,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from .core import typed
+from .core import LyraError, typed
 from .cards import Card
 from .chat import ChatSession, Sampling
 from .drift import Session, ask, open_session
@@ -74,6 +74,12 @@ SCENARIOS:Mapping[str, Callable[[Card], list[Turn]]] = dict(
     calm=lambda card: [], contradicted=contradicted, overridden=overridden, close=close, French=french, long=long)
 
 # %% ../nbs/86_adversity.ipynb #3e809571
+def _check_probes(card:Card)->None:
+    "Raises `LyraError` for a card of which nothing can be asked."
+    if card.probes: return
+    raise LyraError(f'The card {card.name or card.question_id} has no probes, so nothing can be asked: add "probes", '
+                    'see data/README.md.')
+
 @typed
 def strained(
     session:Session, # not changed
@@ -81,7 +87,8 @@ def strained(
     turns:Sequence[Turn], # told before the questions
     sampling:Sampling=Sampling(), # how replies are drawn
 )->tuple[dict[str, float], dict[str, str]]: # measures; question -> reply
-    "What is left of a persona after some more turns."
+    "What is left of a persona after some more turns; raises `LyraError` for a card without probes."
+    _check_probes(card)
     twin = session.off_the_record()
     for turn in turns: twin.tell(*turn, scored=False)
     one_foil = [replace(p, foils=p.foils[:1]) for p in card.probes]
@@ -104,12 +111,15 @@ def swapped(
     method:str='near', # with a persona segment
     template:str='chat', # 'transcript' or 'chat', see `lyra.cards.find_template`
 )->dict[str, float]: # nats of log-odds
-    "How a new persona does after an old one, and what the old one leaves behind."
+    "How a new persona does after an old one, and what that leaves behind; raises `LyraError` for wrong input."
+    for card in (old, new): _check_probes(card)
     swap, bare, stays = (open_session(method, model, tokenizer, c, template) for c in (old, new, old))
+    if not isinstance(swap, ChatSession):
+        raise LyraError(f'{method} computes the persona anew for every question, so there is none to exchange: choose '
+                        'a method that keeps one, such as near.')
     for session in (swap, bare, stays):
         for turn in turns: session.tell(*turn, scored=False)
     persona = Persona.build(model, tokenizer, new, template=template)
-    assert isinstance(swap, ChatSession)
     swap.set_persona(persona)
     for session in (swap, bare, stays):
         for turn in turns[:len(turns)//2]: session.tell(*turn, scored=False)

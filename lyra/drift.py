@@ -136,7 +136,8 @@ def _by_policy(policy:str, option:str|None=None, bare:bool=False)->Start:
     "A method that is a policy."
     def start(model, tokenizer, card, number, template)->ChatSession:
         persona = None if bare else _persona(model, tokenizer, card, template)
-        return ChatSession(model, tokenizer, persona, policy, template=template, **({option: number} if option else {}))
+        return ChatSession(model, tokenizer, persona, policy, template=template, anew=False,
+                           **({option: number} if option else {}))
     return start
 
 METHODS |= {
@@ -161,7 +162,8 @@ def everywhere(
     config = decoder_of(model).config
     both = dict(sliding_attention=ContextPolicy(number, persona=True), full_attention=preset('pinned', config))
     policy = {t: both[t] for t in layer_types(config) if t in both}
-    return ChatSession(model, tokenizer, _persona(model, tokenizer, card, template), policy, template=template)
+    return ChatSession(model, tokenizer, _persona(model, tokenizer, card, template), policy, template=template,
+                       anew=False)
 
 # %% ../nbs/80_drift.ipynb #c71b6580
 @method('instaboost', 5., above=0)
@@ -177,7 +179,8 @@ def instaboost(
     loud = ContextPolicy(persona=True, gain=number, gain_from=int(number != 1))
     both = dict(sliding_attention=preset('window', config), full_attention=loud)
     policy = {t: both[t] for t in layer_types(config) if t in both}
-    return ChatSession(model, tokenizer, _persona(model, tokenizer, card, template), policy, template=template)
+    return ChatSession(model, tokenizer, _persona(model, tokenizer, card, template), policy, template=template,
+                       anew=False)
 
 # %% ../nbs/80_drift.ipynb #337fb1b6
 def split_bias(
@@ -232,7 +235,7 @@ def split_softmax(
 )->ChatSession:
     "A full context in which the persona's share of attention is raised to the power `number`."
     persona = _persona(model, tokenizer, card, template)
-    session = ChatSession(model, tokenizer, persona, 'full', template=template)
+    session = ChatSession(model, tokenizer, persona, 'full', template=template, anew=False)
     session.cache = SplitCache(model.config, persona, number)
     return session
 
@@ -287,7 +290,7 @@ def sinktrack(
 )->ChatSession:
     "A full context whose first token has read the persona in every `number`th layer."
     persona = read_into_sink(model, _persona(model, tokenizer, card, template), number)
-    return ChatSession(model, tokenizer, persona, 'full', template=template)
+    return ChatSession(model, tokenizer, persona, 'full', template=template, anew=False)
 
 # %% ../nbs/80_drift.ipynb #94251852
 class Reprompted(ChatSession):
@@ -321,7 +324,7 @@ def reprompt(
 )->ChatSession:
     "A window in which the persona is said again after every `number` turns."
     persona, due = _persona(model, tokenizer, card, template), lambda heard: heard % (number + 1) == number
-    return Reprompted(model, tokenizer, persona, 'window', template=template, card=card, due=due)
+    return Reprompted(model, tokenizer, persona, 'window', template=template, anew=False, card=card, due=due)
 
 @method('anchor', 24, least=0, whole=True)
 def anchor(
@@ -333,7 +336,7 @@ def anchor(
 )->ChatSession:
     "A full context in which the persona is said again once, after `number` turns."
     persona, due = _persona(model, tokenizer, card, template), lambda heard: heard == number
-    return Reprompted(model, tokenizer, persona, 'full', template=template, card=card, due=due)
+    return Reprompted(model, tokenizer, persona, 'full', template=template, anew=False, card=card, due=due)
 
 # %% ../nbs/80_drift.ipynb #b6844cc4
 def strangers(
@@ -358,7 +361,7 @@ def another(
     found = strangers(card)
     if len(found) < number: raise LyraError(f'Only {len(found)} cards fit beside {card.name}: use another:1.')
     return ChatSession(model, tokenizer, _persona(model, tokenizer, found[number - 1], template), 'near',
-                       template=template)
+                       template=template, anew=False)
 
 # %% ../nbs/80_drift.ipynb #176a5f49
 class Reprefilled:

@@ -114,9 +114,9 @@ def swapped(
     "How a new persona does after an old one, and what that leaves behind; raises `LyraError` for wrong input."
     for card in (old, new): _check_probes(card)
     swap, bare, stays = (open_session(method, model, tokenizer, c, template) for c in (old, new, old))
-    if not isinstance(swap, ChatSession):
-        raise LyraError(f'{method} computes the persona anew for every question, so there is none to exchange: choose '
-                        'a method that keeps one, such as near.')
+    if not isinstance(swap, ChatSession) or not any(p.persona for p in swap.cache.policies):
+        raise LyraError(f'{method} has no persona that could be exchanged: choose a method that keeps one, such as '
+                        'near.')
     for session in (swap, bare, stays):
         for turn in turns: session.tell(*turn, scored=False)
     persona = Persona.build(model, tokenizer, new, template=template)

@@ -638,7 +638,7 @@ def check_model(
         rounded = f', or round it with persona.to({own})' if own == torch.bfloat16 else ''
         raise LyraError(f'The persona is in {others[0]}, the model in {own}: build it anew{rounded}.')
     if cache.is_turn and not torch.compiler.is_compiling():
-        for p in cache.personas: p.check_weights(decoder)
+        for p in {p.made_by: p for p in cache.personas}.values(): p.check_weights(decoder)
 
 # %% ../nbs/42_sliding_window.ipynb #14955306
 def read_mask(

@@ -140,17 +140,19 @@ def write_cast(
     folder:Path|str, # made where it does not exist
 )->list[Path]: # a file for each
     "Write cards as JSON files that `read_card` reads, each under its name; raises `LyraError` where it cannot."
-    folder, rows = Path(folder), dict[Path, dict]()
+    folder, rows = Path(folder), dict[Path, bytes]()
     for card in cards:
         if (path := folder/_file_name(card)) in rows:
             raise LyraError(f'Two cards would be written to {path}: give them different names.')
-        row = {k: v for k, v in asdict(card).items() if k != 'instruction'}
-        rows[path] = row | dict(turns=[card.instruction])
+        row = {k: v for k, v in asdict(card).items() if k != 'instruction'} | dict(turns=[card.instruction])
+        try: rows[path] = (json.dumps(row, ensure_ascii=False, indent=1) + '\n').encode()
+        except UnicodeEncodeError as e:
+            raise LyraError(f'The texts of the card for {path} hold half of a character: remove it.') from e
     path = folder
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for path, row in rows.items(): write_file(path, (json.dumps(row, ensure_ascii=False, indent=1) + '\n').encode())
-    except (OSError, ValueError) as e: # half of a character, or a null character in the folder's name
+        for path, data in rows.items(): write_file(path, data)
+    except (OSError, ValueError) as e:                                          # a null character in the folder's name
         raise LyraError(f"{path!s:.200} cannot be written ({getattr(e, 'strerror', None) or e}): choose another name "
                         'or folder.') from e
     return [*rows]

@@ -408,14 +408,14 @@ def _check_example(text:str, kind:str, name:str)->None:
     turns = turns_of(f'{{{{user}}}}: {text}\n{{{{char}}}}: .', [name], str.strip)
     if '<start>' not in text.lower() and turns == [(text.strip(), '.')]: return
     raise LyraError(f'The example {kind} {text!r:.60} cannot stand in a character card: it needs some text, without '
-                    f'<START>, and without a line that begins with {name}:, {{{{char}}}}: or {{{{user}}}}:.')
+                    f'<START>, and without a line that begins as a turn does, with {name}: or {{{{user}}}}:.')
 
 @typed
 def as_chara_card(
     card:Card, # to be written
     examples:Sequence[tuple[str, str]]=(), # turns of the user and the character
 )->dict[str, Any]: # plain JSON, a `chara_card_v3`
-    "A card for other programs, from which `as_character` gives the same back; raises `LyraError` where it could not."
+    "A card from which `as_character` gives the same back, but for white space; raises `LyraError` where it could not."
     own = {k: v for k, v in asdict(card).items() if k not in ('instruction', 'acknowledgement', 'name') and v}
     own['question_id'], own['category'] = card.question_id, card.category
     name = ' '.join((card.name or '').split())[:LONGEST] or 'Persona'

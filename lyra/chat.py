@@ -36,7 +36,7 @@ from .state import fits, is_bounded, load_state, save_state, set_state
 from .cards import Template, check_words, find_template, spells, tokenizer_hash
 from .decoders import check_still, decoder_of, device_of
 from .fast import is_fast
-from .persona import Persona, known_hash, save as write_persona, weights_hash
+from .persona import Persona, save as write_persona, weights_hash
 from .journal import AGAIN, Journal, Settings
 
 # %% ../nbs/61_chat.ipynb #b9fe8a66
@@ -652,7 +652,7 @@ def save_session(
     if os.path.lexists(state := journal.path.with_name(STATE)) and not os.path.lexists(journal.path):
         raise LyraError(f'{state} is of no session: name another folder, or remove it.')
     name = keep_persona(session.persona, journal) if session.persona else None
-    header = dict(settings=to_json(session.settings), weights=known_hash(session.model), persona=name)
+    header = dict(settings=to_json(session.settings), weights=weights_hash(session.model), persona=name)
     about:dict[str, Any] = dict(tokenizer=tokenizer_hash(session.tokenizer), config=signature(session.cache.config))
     if is_fast(session.model): about['fast'] = True                         # else as earlier versions wrote it
     with suppress(OSError): state.unlink(missing_ok=True)                   # it would not fit the new journal

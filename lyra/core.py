@@ -153,7 +153,7 @@ def read_text(
 def write_file(
     path:Path, # replaced if it exists
     data:bytes, # all that the file shall hold
-    mode:int=0o666, # permissions, less the umask, and those that an earlier file did not give
+    mode:int=0o666, # permissions, less the umask; never more than those of an earlier file
 )->None:
     "Write a file as a whole or not at all; raises `OSError` where it cannot be written."
     work = path.with_name(f'.{token_hex(8)}.part')

@@ -74,7 +74,7 @@ class Offer:
         personas:Mapping[str, Any]={}, # a `Persona`; or a `Card` or an instruction, computed when it is first chosen
     ):
         self.models, self.personas = dict(models), {**personas, NOBODY: None}
-        self.built:dict[tuple[str, str], Persona] = {}          # by `known_hash` of the model, and persona
+        self.built:dict[tuple[str, ...], Persona] = {}          # by model, its `known_hash`, and persona
 
     def persona(self,
         choice:Choice, # model, persona, policy and numbers
@@ -83,7 +83,7 @@ class Offer:
         source = picked('persona', choice.persona, self.personas)
         if source is None or isinstance(source, Persona): return source
         model, tokenizer = picked('model', choice.model, self.models)
-        if (key := (known_hash(model), choice.persona)) not in self.built:
+        if (key := (choice.model, known_hash(model), choice.persona)) not in self.built:
             self.built[key] = Persona.build(model, tokenizer, source)
         return self.built[key]
 
@@ -756,10 +756,10 @@ def live(
     offer = Offer({name: (model, tokenizer), **models}, found)
     try: path = live_path(as_path(folder).resolve(), offer, anew)
     except ValueError as e: raise LyraError(f'{folder!r:.200} cannot be written to ({e}): name another folder.') from e
+    talk = Talk(offer, folder, max_new_tokens=max_new_tokens, **options)
     if (box := _open.get(path)) is not None:
         if not anew and box.chat.talk.offer.models[name][0] is model: return box
         box.close()
-    talk = Talk(offer, folder, max_new_tokens=max_new_tokens, **options)
     lock = lock_live(path)
     offer.persona(talk.choice)                                  # so that the first reply need not wait for it
     _open[path] = box = Live(talk, path, take_up(talk, path) if path.exists() else (), lock)

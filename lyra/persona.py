@@ -52,32 +52,37 @@ def _plain(
     if hasattr(x, 'full_tensor'): yield from _plain(x.full_tensor())            # of several processes
     elif hasattr(x, '__tensor_flatten__'):
         for name in x.__tensor_flatten__()[0]: yield from _plain(getattr(x, name))
-    elif isinstance(x, Tensor):
-        yield x
-        scales = getattr(x, 'SCB', None), getattr(getattr(x, 'quant_state', None), 'absmax', None)
-        yield from (s for s in scales if isinstance(s, Tensor))                 # which bitsandbytes keeps beside
+    elif isinstance(x, Tensor): yield x
     else: raise LyraError(f'A weight of this model is a {type(x).__name__}, which cannot be compared: '
                           'load the model without this kind of quantisation.')
 
 # %% ../nbs/51_persona.ipynb #n51w1
-WRAPPERS = '_orig_mod', 'base_layer', '_checkpoint_wrapped_module' # parts of names: torch.compile, PEFT, checkpointing
+WRAPPERS = '_orig_mod', 'base_layer', '_checkpoint_wrapped_module' # parts of names that mean nothing
 
 def _weights(
     decoder:torch.nn.Module, # a text model
 )->tuple[dict[str, Any], list[str]]: # weights by name; the scalings of active adapters
     "All parameters and persistent buffers, without those of adapters (PEFT) that are switched off."
     found, off, notes = dict[str, Any](), list[str](), list[str]()
+    plain = lambda name: '.'.join(part for part in name.split('.') if part not in WRAPPERS)
     for place, m in decoder.named_modules(remove_duplicate=False):
         own = {k: x for k, x in (m._parameters | m._buffers).items() if k not in m._non_persistent_buffers_set}
-        found |= {f'{place}.{k}'.removeprefix('.'): x for k, x in own.items() if x is not None}
+        found |= {f'{place}.{k}'.removeprefix('.'): x for k, x in (own | _scales(m)).items() if x is not None}
         on = [] if getattr(m, 'disable_adapters', False) is True else getattr(m, 'active_adapters', [])
         for kind in getattr(m, 'adapter_layer_names', ()):
             off += [f'{place}.{kind}.{name}' for name in getattr(m, kind, {}) if name not in on]
-        if hasattr(m, 'adapter_layer_names'):
-            notes += [f'{place} {name} {scale}' for name, scale in getattr(m, 'scaling', {}).items() if name in on]
+        scales = getattr(m, 'scaling', {}) if hasattr(m, 'adapter_layer_names') else {}
+        notes += [f'{plain(place)} {name} {scale}' for name, scale in scales.items() if name in on]
     left = {k: x for k, x in found.items() if not any(k == o or k.startswith(f'{o}.') for o in off)}
-    plain = lambda name: '.'.join(part for part in name.split('.') if part not in WRAPPERS)
     return {plain(k): left[k] for k in sorted(left)}, notes
+
+def _scales(module:torch.nn.Module)->dict[str, Any]:
+    "What bitsandbytes keeps beside a weight; in 8 bits, the first forward pass moves it to the module."
+    state = getattr(weight := module._parameters.get('weight'), 'quant_state', None)
+    in_eight = getattr(weight, 'SCB', None), getattr(getattr(module, 'state', None), 'SCB', None)
+    found = dict(SCB=next((x for x in in_eight if x is not None), None), absmax=getattr(state, 'absmax', None),
+                 offset=getattr(state, 'offset', None), second=getattr(getattr(state, 'state2', None), 'absmax', None))
+    return {k: x for k, x in found.items() if isinstance(x, Tensor)}
 
 def _is_whole(decoder:torch.nn.Module)->bool:
     "Whether all weights are in the memory of this process."
@@ -102,13 +107,16 @@ def weights_hash(
 
 _KNOWN = WeakKeyDictionary[Any, dict[Any, tuple[Any, str]]]() # text model -> dtype -> `_marks`, and the digest
 
-@torch.no_grad()
+def _mark(x:Tensor)->tuple[int, int, list[int]]:
+    "Where a tensor lies, how often it was written to, and the bytes of some of its numbers."
+    each = 16//max(1, x.ndim)                                                   # along every dimension
+    some = x.detach()[tuple(slice(None, None, n//each + 1) for n in x.shape)].contiguous().view(-1)
+    return x.data_ptr(), 0 if x.is_inference() else x._version, some.view(torch.uint8).tolist()
+
 def _marks(decoder:torch.nn.Module)->tuple[list[tuple[int, int, list[int]]], list[str]]:
-    "Where each tensor lies, how often it was written to, and the bytes of some sixteen of its numbers; what is active."
+    "The mark of each tensor; their names, and what is active."
     weights, notes = _weights(decoder)
-    found = (p.detach().flatten() for x in weights.values() for p in _plain(x))
-    return [(p.data_ptr(), 0 if p.is_inference() else p._version,
-             p[::len(p)//16 + 1].contiguous().view(torch.uint8).tolist()) for p in found], [*weights, *notes]
+    return [_mark(p) for x in weights.values() for p in _plain(x)], [*weights, *notes]
 
 def known_hash(
     model:Any, # any model with a decoder, or a wrapper of one
@@ -148,6 +156,12 @@ class Persona:
         about = [self.token_ids, str(self.dtype), self.text, dict(self.made_with)]
         return digest(json.dumps(about, sort_keys=True), *self.keys, *self.values)
 
+    @property
+    def made_by(self)->tuple[str, ...]:
+        "The digest of the weights that it has to fit: as they are, or rounded to bfloat16."
+        exact = self.made_with['dtype'] == str(self.dtype)
+        return ('weights', self.made_with['weights']) if exact else ('rounded', self.made_with['rounded'])
+
     def check_config(self,
         config:PreTrainedConfig, # of the text model that is to attend to it
     )->None:
@@ -166,7 +180,7 @@ class Persona:
         model:Any, # that is to attend to it
     )->None:
         "Raises `LyraError` where it was made with other weights; one in training, or in parts, is not checked."
-        if not model.training and _is_whole(decoder_of(model)): check_weights(self, model)
+        if not model.training: check_weights(self, model)
 
     @typed
     def to(self,
@@ -254,11 +268,12 @@ def check(
 def check_weights(
     persona:Persona, # to be checked
     model:Any, # that is to attend to it
-    anew:bool=False, # whether all weights are read; else only where they were written to since
+    anew:bool=False, # whether all weights are read; else where they were written to since, and of a whole model only
 )->None:
     "Raises `LyraError` where a persona was made with other weights than that model's."
-    exact, found = persona.made_with['dtype'] == str(persona.dtype), weights_hash if anew else known_hash
-    if persona.made_with['weights' if exact else 'rounded'] != found(model, None if exact else torch.bfloat16):
+    if not anew and not _is_whole(decoder_of(model)): return
+    (kind, made), found = persona.made_by, weights_hash if anew else known_hash
+    if made != found(model, None if kind == 'weights' else torch.bfloat16):
         raise LyraError(f"This persona was made with other weights ({persona.made_with['model']}): "
                         'build it anew with `lyra persona build` for this model.')
 

@@ -232,9 +232,10 @@ def judge_persona(
     least:int=1, # how many of its own are needed
     breaks:Sequence[str]=BREAKS, # what falls out of every role
 )->float: # 1 or 0
-    "Whether an answer says enough of its persona, and nothing of another or out of role; raises `LyraError` as above."
+    "Whether an answer says enough of its persona, and nothing else's; raises `LyraError` for what is no list of texts."
     number(least, 'least', least=1, whole=True)
-    _phrases('own', own, least)
+    _phrases('own', own, 1)
+    if len({*map(plain, own)}) < least: raise LyraError(f'own is a list of {least} or more different texts')
     _phrases('others', others, 0)
     _phrases('breaks', breaks, 0)
     mine = sum(says(answer, o) for o in {*map(plain, own)})

@@ -441,10 +441,11 @@ def _check_openings(plan:Plan, session:ChatSession, path:str, methods:Sequence[s
 def _check_turns(plan:Plan, session:ChatSession, cells:Sequence[tuple[str, str, int]])->None:
     "Raises `LyraError` for a turn of these cells that cannot be told."
     told = {turn for path, order in {(p, o) for _, p, o in cells} for turn in _told(plan, read_card(path), order)}
+    own = (plan.free or {}).get('own')                                          # then no reference is told
     for c in _conversations(plan.conversations, plan.hash()):
         for n, turn in enumerate(zip(c.turns, c.reference or ()), 1):
             with _named(f'{plan.conversations}, question_id {c.question_id!r}, turn {n}'):
-                if turn in told: check_texts(session, text=turn[0], reply=turn[1])
+                if turn in told: check_texts(session, text=turn[0], **({} if own else dict(reply=turn[1])))
 
 def _ready(plan:Plan, cells:Sequence[tuple[str, str, int]])->str: # digest of the model
     "Check all that is to be held, with the plan's model; raises `LyraError` that names the card or the turn."

@@ -484,8 +484,7 @@ def works(bench: Bench, stock: Any, ours: Any, tokens: torch.Tensor) -> dict[str
     news = sides(stock, ours, persona, len(tokens[0]) + sizes.steps + WARM_UP)
     found: dict[str, Callable[[], Work]] = {
         f'a decode step, {name}': lambda new=new: decoding(new(), tokens, sizes) for name, new in news.items()}
-    known = persona.made_with['weights']
-    session = lambda: ChatSession(ours, bench.tokenizer, persona, 'pinned', weights=known)
+    session = lambda: ChatSession(ours, bench.tokenizer, persona, 'pinned', anew=False)
     return found | {'a token of ChatSession, pinned': lambda: chatting(session(), sizes.steps)} | {
         f'a token of generate, {name}': lambda new=new: generating(new(), tokens, sizes.steps)
         for name, new in news.items() if 'Static' not in name}

@@ -154,7 +154,7 @@ class Bank:
         "A session that has read nothing, and attends to the facts that a question chooses."
         persona = self.persona(question)
         policy = ('full', {}) if persona is None else ('near', dict(gain=1.))
-        return ChatSession(self.model, self.tokenizer, persona, policy[0], weights=self.empty.made_with['weights'],
+        return ChatSession(self.model, self.tokenizer, persona, policy[0], anew=False,
                            **policy[1])
 
     def score(self, dialogue)->dict: # logprob, logodds, right

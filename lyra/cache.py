@@ -775,6 +775,7 @@ def set_personas(
 )->None:
     "Exchange the personas; raises `LyraError` where a layer would be left with nothing, or nothing would change."
     rows, pinned = cache.rows, [l for l in cache.own if l.index.policy.persona]
+    if personas and not rows.seen: check_policies(cache.policies, personas, cache.prime)
     if not personas and any(p.is_blind for p in cache.policies):
         raise LyraError('A layer attends to nothing but the persona: exchange it for another, '
                         'or choose a policy with a turn or a window.')

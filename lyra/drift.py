@@ -11,7 +11,7 @@ __all__ = ['Start', 'METHODS', 'TITLES', 'CHORE', 'NEUTRAL', 'PASSAGE', 'COLUMNS
            'per_persona', 'costs', 'by_check', 'summary', 'curves', 'name_points', 'frontier']
 
 # %% ../nbs/80_drift.ipynb #bfedf0e1
-import itertools, random, re, time
+import itertools, math, random, re, time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -191,7 +191,8 @@ def split_bias(
     "The bias that raises the persona's share pi of the softmax to pi**k (split-softmax, arXiv 2402.10962)."
     log_odds = logits[..., :n].logsumexp(-1, keepdim=True) - logits[..., n:].logsumexp(-1, keepdim=True)
     log_share = k*torch.nn.functional.logsigmoid(log_odds)
-    return log_share - torch.log(-torch.expm1(log_share)) - log_odds
+    bias = log_share - torch.log(-torch.expm1(log_share)) - log_odds
+    return bias.where(bias.isfinite(), -math.log(k))            # its limit, where the persona has all of the share
 
 # %% ../nbs/80_drift.ipynb #3d2d2ce9
 def _additive(mask:Tensor|None, query:Tensor, S:int)->Tensor: # [1 or B, 1, T, S]

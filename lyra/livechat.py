@@ -656,6 +656,7 @@ class Live(W.VBox):
         widgets:list[W.Widget] = [*self.views.children, self.views, self.chat]
         for widget in widgets: widget.close()
         if self.lock: self.lock.release()
+        if _open.get(self.path) is self: del _open[self.path]
         super().close()
 
     def _ipython_display_(self, **kwargs)->None:
@@ -754,11 +755,15 @@ def live(
     if NOBODY in (found := named_personas(persona)):
         raise LyraError(f'{NOBODY!r} stands for no persona: use another name.')
     offer = Offer({name: (model, tokenizer), **models}, found)
+    texts = [t for pair in found.items() for x in pair if isinstance(t := getattr(x, 'instruction', x), str)]
+    if any(t.encode(errors='ignore').decode() != t for t in texts):
+        raise LyraError('A persona, or its name, holds half of a character: remove it.')
     try: path = live_path(as_path(folder).resolve(), offer, anew)
-    except ValueError as e: raise LyraError(f'{folder!r:.200} cannot be written to ({e}): name another folder.') from e
+    except (OSError, ValueError) as e:
+        raise LyraError(f'{folder!r:.200} cannot be written to ({e!s:.80}): name another folder.') from e
     talk = Talk(offer, folder, max_new_tokens=max_new_tokens, **options)
     if (box := _open.get(path)) is not None:
-        if not anew and box.chat.talk.offer.models[name][0] is model: return box
+        if not anew and box.chat.talk.offer.models.get(name, (None,))[0] is model: return box
         box.close()
     lock = lock_live(path)
     offer.persona(talk.choice)                                  # so that the first reply need not wait for it

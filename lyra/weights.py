@@ -473,6 +473,7 @@ class ConfigFile(Schema):
     num_key_value_heads:Count=None
     head_dim:Count=None
     vocab_size:Count=None
+    max_position_embeddings:Count=None
     query_pre_attn_scalar:Annotated[float, Field(gt=0)]|None=None
     architectures:list[str]|None=None
     return_dict:Literal[True]|None=None # a model's output has names

@@ -12,7 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from .core import LyraError, number, typed, write_file
-from .cards import Card, Probe, Rule
+from .cards import Card, Probe, Rule, as_card
 
 # %% ../nbs/53_cast.ipynb #863bcdeb
 NAMES = ('Ada Amos Bela Bodil Carla Cyril Dagny Dario Edda Elias Fatima Finn Greta Gus Hana Hiro Ilse Ivo Jana Jonas '
@@ -145,9 +145,8 @@ def write_cast(
         if (path := folder/_file_name(card)) in rows:
             raise LyraError(f'Two cards would be written to {path}: give them different names.')
         row = {k: v for k, v in asdict(card).items() if k != 'instruction'} | dict(turns=[card.instruction])
-        try: rows[path] = (json.dumps(row, ensure_ascii=False, indent=1) + '\n').encode()
-        except UnicodeEncodeError as e:
-            raise LyraError(f'The texts of the card for {path} hold half of a character: remove it.') from e
+        as_card(row, f'The card for {path}')                                    # which could not be read else
+        rows[path] = (json.dumps(row, ensure_ascii=False, indent=1) + '\n').encode()
     path = folder
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -1015,6 +1015,8 @@ def open_streams()->None:
     if sys.stdout is None: raise LyraError('The standard output is closed: send it to a file, or to /dev/null.')
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, 'reconfigure'): stream.reconfigure(errors='backslashreplace')
+    if sys.stdin is not None and hasattr(sys.stdin, 'reconfigure') and not sys.stdin.isatty():
+        sys.stdin.reconfigure(encoding='utf-8')                               # as all files, whatever Python is told
 
 def _drop_output()->None:
     "Point standard output to nowhere, so that what is left of it fails no more."

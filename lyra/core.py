@@ -277,6 +277,7 @@ def _fault(error:Mapping[str, Any], value:Any)->str:
     "A fault that pydantic has found, in words."
     kind, place = error['type'], _place(value, error['loc'], error['type'] == 'missing')
     if kind == 'missing': said = 'this field is missing'
+    elif kind == 'json_invalid' and 'escape' in error['msg']: said = 'it holds half of a character, a lone surrogate'
     elif kind in ('extra_forbidden', 'unexpected_keyword_argument'): said = 'there is no such field'
     else:
         said = error['msg'].removeprefix('Value error, ').replace('Input should be', 'has to be')

@@ -630,6 +630,7 @@ class Live(W.VBox):
         save_live(self.path, self.chat)
         if not self.chat.desk.jobs: self.views.follow(self.chat.talk)
 
+    @typed
     def say(self,
         text:str, # the message
     )->str: # the reply
@@ -641,6 +642,7 @@ class Live(W.VBox):
         if not found: raise LyraError(chat.status)
         return found[0]
 
+    @typed
     def send(self,
         text:str, # the message
     )->None:
@@ -706,7 +708,8 @@ def take_up(
     remedy = 'begin another conversation with anew=True'
     found = checked(LiveFile, read_json(path, remedy), f'{path} is damaged', remedy)
     talk.offer.personas.update({name: text for name, text in found.words.items() if name not in talk.offer.personas})
-    begin(talk, found.choice, [(line.text, line.reply) for line in found.lines])
+    try: begin(talk, found.choice, [(line.text, line.reply) for line in found.lines])
+    except LyraError as e: raise LyraError(f'{path} cannot be taken up ({str(e).removesuffix(".")}): {remedy}.') from e
     return [line.model_dump() for line in found.lines]
 
 # %% ../nbs/92_livechat.ipynb #69dafc56

@@ -65,6 +65,8 @@ class Plan:
         for name, most in MOST.items(): number(getattr(self, name), f"A plan's {name}", least=1, most=most, whole=True)
         for turn in self.checks: number(turn, 'A check, which is a turn,', least=0, whole=True)
         number(self.seed, "A plan's seed", whole=True)
+        if 'generator' in (self.free or {}):
+            raise LyraError("A plan's free replies are drawn with its seed: leave `generator` out.")
         self.sampling(0)
 
     def sampling(self,

@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['GEMMA_TERMS', 'INSTALL', 'SMOLLM2_TERMS', 'WHEEL', 'WHEEL_SHA256', 'WHEEL_GGUF', 'DEFAULT', 'MODELS', 'LOCATE',
-           'PATIENCE', 'HTTP_FAULT', 'READ', 'SAFE', 'Count', 'LAYERS', 'TEXT_KEYS', 'OTHER_SENSES', 'SPREAD', 'RARE',
-           'BuiltIn', 'list_models', 'usual_sampling', 'again', 'made_once', 'checkpoint', 'default_checkpoint',
-           'IndexFile', 'GenerationFile', 'ConfigFile', 'checkpoint_config', 'resolve', 'find_checkpoint', 'text_only',
-           'load_weights', 'check_device', 'default_dtype', 'load_model', 'load_tokenizer']
+           'PATIENCE', 'HTTP_FAULT', 'READ', 'SAFE', 'Count', 'Positive', 'Share', 'LAYERS', 'TEXT_KEYS',
+           'OTHER_SENSES', 'SPREAD', 'RARE', 'BuiltIn', 'list_models', 'usual_sampling', 'again', 'made_once',
+           'checkpoint', 'default_checkpoint', 'IndexFile', 'GenerationFile', 'RopeFile', 'ConfigFile',
+           'checkpoint_config', 'resolve', 'find_checkpoint', 'text_only', 'load_weights', 'check_device',
+           'default_dtype', 'load_model', 'load_tokenizer']
 
 # %% ../nbs/10_weights.ipynb #1ee7417d
 import copy, hashlib, json, math, os, re, shutil, subprocess, sys, tempfile, zlib
@@ -462,10 +463,24 @@ def _check_settings(
 
 # %% ../nbs/10_weights.ipynb #64b4ba9b
 Count = Annotated[int, Field(ge=1)]|list|None
+Positive = Annotated[float, Field(gt=0)]|list|dict|None # one for all layers, or several
+Share = Annotated[float, Field(gt=0, le=1)]|list|dict|None
+
+class RopeFile(Schema):
+    "How a config.json says that positions are told."
+    model_config = ConfigDict(extra='ignore')
+    rope_theta:Positive=None
+    factor:Annotated[float, Field(ge=1)]|None=None
+    partial_rotary_factor:Share=None
 
 class ConfigFile(Schema):
-    "A config.json, as far as it is looked at before transformers reads it: the model's size, for most families."
+    "A config.json, as far as it is looked at before transformers reads it: the model's numbers, for most families."
     model_config = ConfigDict(extra='ignore')
+    rope_theta:Positive=None
+    rms_norm_eps:Positive=None
+    partial_rotary_factor:Share=None
+    rope_scaling:RopeFile|None=None
+    rope_parameters:RopeFile|dict[str, RopeFile|None]|None=None
     hidden_size:Count=None
     intermediate_size:Count=None
     num_hidden_layers:Count=None

@@ -970,6 +970,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                               'lyra.weights.GenerationFile': ('weights.html#generationfile', 'lyra/weights.py'),
                               'lyra.weights.IndexFile': ('weights.html#indexfile', 'lyra/weights.py'),
                               'lyra.weights.RopeFile': ('weights.html#ropefile', 'lyra/weights.py'),
+                              'lyra.weights.SizesFile': ('weights.html#sizesfile', 'lyra/weights.py'),
                               'lyra.weights._alone': ('weights.html#_alone', 'lyra/weights.py'),
                               'lyra.weights._ask_hub': ('weights.html#_ask_hub', 'lyra/weights.py'),
                               'lyra.weights._check_counts': ('weights.html#_check_counts', 'lyra/weights.py'),

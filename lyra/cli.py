@@ -103,14 +103,13 @@ def _placed(args)->dict[str, Any]:
     "Where, and in which dtype, a model is to be."
     return dict(dtype=args.dtype, device=args.device, device_map=args.device_map, fast=args.fast)
 
-def _load(args)->tuple: # tokenizer, model
+def _load(args)->tuple: # model, tokenizer
     "Load what `--model` names."
     from transformers.utils.logging import disable_progress_bar
     from lyra.decoders import load
     disable_progress_bar()
     tell('Loading the model ...')
-    model, tokenizer = load(args.model, **_placed(args))
-    return tokenizer, model
+    return load(args.model, **_placed(args))
 
 # %% ../nbs/91_cli.ipynb #f1e6f08c
 def models(
@@ -223,7 +222,7 @@ def persona_build(
     if file.suffix != '.safetensors': raise LyraError(f'--output {file} has to end in .safetensors.')
     if file == args.card: raise LyraError(f'{file} is the card itself: name another file with --output FILE.')
     _check_output(file)
-    tokenizer, model = _load(args)
+    model, tokenizer = _load(args)
     persona = _persona(args, card, model, tokenizer)
     out(f'{persona.text}\n\n{persona.save(file)}: {len(persona)} tokens, {persona.nbytes/1e6:.1f} MB')
     return 0
@@ -432,7 +431,7 @@ def chat(
     from lyra.chat import read_conversations
     from lyra.terminal import lines_typed
     turns = [t for c in read_conversations(args.input) for t in c.turns][:args.turns] if args.input else None
-    tokenizer, model = _load(args)
+    model, tokenizer = _load(args)
     import torch
     session, generator = _session(args, source, model, tokenizer), torch.Generator().manual_seed(args.seed)
     if args.resume: turns = _going_on(args, session, turns)
@@ -580,7 +579,7 @@ def demo(
                   turns_jsonl=b'{"policy": ')
     folder.mkdir(parents=True, exist_ok=True)
     with _alone(folder), open(place := folder/'turns.jsonl', 'a', encoding='utf-8') as log:
-        tokenizer, model = _load(args)
+        model, tokenizer = _load(args)
         rows, asked, found = _converse(args, model, tokenizer, card, turns, log)
     save(args, folder, rows, asked, found)
     out(f'\nOff the record, before the first turn and after the last:\n\n'

@@ -124,16 +124,15 @@ def one_turn(
     return session.tell(turn[0], reply or SILENCE, scored=False)
 
 @lru_cache(maxsize=1)
-def _load(arguments:str)->tuple: # tokenizer, model
-    model, tokenizer = load(**json.loads(arguments))
-    return tokenizer, model
+def _load(arguments:str)->tuple: # model, tokenizer
+    return load(**json.loads(arguments))
 
 def _arguments(model:str|Mapping[str, str]|None)->str: # JSON
     "What loads the model of a plan."
     arguments = dict(model) if isinstance(model, Mapping) else dict(name=model)
     return json.dumps({k: x for k, x in arguments.items() if k != 'template'})
 
-def _loaded(model:str|Mapping[str, str]|None)->tuple: # tokenizer, model
+def _loaded(model:str|Mapping[str, str]|None)->tuple: # model, tokenizer
     "The model of a plan, loaded once."
     return _load(_arguments(model))
 
@@ -141,10 +140,10 @@ def _loaded(model:str|Mapping[str, str]|None)->tuple: # tokenizer, model
 def hold(
     plan:Plan, # of the sweep
     cell:tuple[str, str, int], # method, card file, order
-    loaded:tuple|None=None, # tokenizer, model; None: what the plan names
+    loaded:tuple|None=None, # model, tokenizer; None: what the plan names
 )->dict[str, list[dict]]: # 'rows': turn, probe, measure, value; 'replies': turn, question, reply
     "Hold one conversation and measure."
-    (name, path, order), (tokenizer, model) = cell, loaded or _loaded(plan.model)
+    (name, path, order), (model, tokenizer) = cell, loaded or _loaded(plan.model)
     card = read_card(path)
     seed = f'{plan.seed} {card.question_id} {order}'
     turns = shuffled_turns(read_conversations(plan.conversations), plan.turns, seed)
@@ -418,7 +417,7 @@ def check_plan(
 @lru_cache(maxsize=1)
 def _weights(arguments:str)->str:
     "A digest of all that a cell's numbers depend on in a model: weights, config, tokenizer, and what ends a reply."
-    tokenizer, model = _load(arguments)
+    model, tokenizer = _load(arguments)
     about = signature(decoder_of(model).config), tokenizer_hash(tokenizer), model.generation_config.eos_token_id
     return digest(weights_hash(model), json.dumps(about, sort_keys=True))
 
@@ -459,7 +458,7 @@ def _check_turns(plan:Plan, session:ChatSession, cells:Sequence[tuple[str, str, 
 
 def _ready(plan:Plan, cells:Sequence[tuple[str, str, int]])->str: # digest of the model
     "Check all that is to be held, with the plan's model; raises `LyraError` that names the card or the turn."
-    tokenizer, model = _loaded(plan.model)
+    model, tokenizer = _loaded(plan.model)
     session = ChatSession(model, tokenizer, policy='full', template=plan.template)
     for path in plan.personas: _check_probes(plan, session, path)
     _check_turns(plan, session, cells)

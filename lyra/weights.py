@@ -6,7 +6,7 @@
 __all__ = ['GEMMA_TERMS', 'INSTALL', 'SMOLLM2_TERMS', 'WHEEL', 'WHEEL_SHA256', 'WHEEL_GGUF', 'DEFAULT', 'MODELS', 'LOCATE',
            'PATIENCE', 'HTTP_FAULT', 'READ', 'SAFE', 'Count', 'Positive', 'Share', 'LAYERS', 'TEXT_KEYS',
            'OTHER_SENSES', 'SPREAD', 'RARE', 'BuiltIn', 'list_models', 'usual_sampling', 'again', 'made_once',
-           'checkpoint', 'default_checkpoint', 'IndexFile', 'GenerationFile', 'RopeFile', 'ConfigFile',
+           'checkpoint', 'default_checkpoint', 'IndexFile', 'GenerationFile', 'RopeFile', 'SizesFile', 'ConfigFile',
            'checkpoint_config', 'resolve', 'find_checkpoint', 'text_only', 'load_weights', 'check_device',
            'default_dtype', 'load_model', 'load_tokenizer']
 
@@ -473,14 +473,9 @@ class RopeFile(Schema):
     factor:Annotated[float, Field(ge=1)]|None=None
     partial_rotary_factor:Share=None
 
-class ConfigFile(Schema):
-    "A config.json, as far as it is looked at before transformers reads it: the model's numbers, for most families."
+class SizesFile(Schema):
+    "The sizes in a config.json, for most families."
     model_config = ConfigDict(extra='ignore')
-    rope_theta:Positive=None
-    rms_norm_eps:Positive=None
-    partial_rotary_factor:Share=None
-    rope_scaling:RopeFile|None=None
-    rope_parameters:RopeFile|dict[str, RopeFile|None]|None=None
     hidden_size:Count=None
     intermediate_size:Count=None
     num_hidden_layers:Count=None
@@ -489,6 +484,13 @@ class ConfigFile(Schema):
     head_dim:Count=None
     vocab_size:Count=None
     max_position_embeddings:Count=None
+    text_config:'SizesFile|None'=None
+
+class ConfigFile(RopeFile):
+    "What else of a config.json is looked at before transformers reads it."
+    rope_scaling:RopeFile|None=None # of earlier files
+    rope_parameters:RopeFile|dict[str, RopeFile|None]|None=None # for all layers, or by kind
+    rms_norm_eps:Positive=None
     query_pre_attn_scalar:Annotated[float, Field(gt=0)]|None=None
     architectures:list[str]|None=None
     return_dict:Literal[True]|None=None # a model's output has names
@@ -498,7 +500,7 @@ def _check_counts(
     path:Path, # a config.json
 )->None:
     "Raises `LyraError` for a config that cannot be read, or one of a model without size."
-    _content(path, ConfigFile, again(path.parent, 'restore it, or save the model again'))
+    for kind in (SizesFile, ConfigFile): _content(path, kind, again(path.parent, 'restore it, or save the model again'))
 
 # %% ../nbs/10_weights.ipynb #27f66fe5
 LAYERS = {'full_attention', 'sliding_attention'}

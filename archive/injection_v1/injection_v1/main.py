@@ -143,7 +143,7 @@ def parser()->argparse.ArgumentParser:
     p = _command(commands, 'train-talk', train_talk_command, 'go on with general talk; resumes what was stopped',
                  'run (default: out/injection_v1_talk)')
     p.add_argument('--start', type=Path, help="weights to start from (default: the package's)")
-    _numbers(p, steps=(1, 200, ''), lr=(0., 1e-2, ''), seed=(0, 0, ''), save_every=(1, 5, ''))
+    _numbers(p, steps=(1, 320, ''), lr=(0., 1e-2, ''), seed=(0, 0, ''), save_every=(1, 5, ''))
     p = _command(commands, 'evaluate-talk', evaluate_talk_command, 'replies with and without the memory',
                  'tables (default: results/talk)')
     p.add_argument('--start', type=Path, help="weights to compare with (default: the package's)")

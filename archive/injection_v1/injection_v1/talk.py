@@ -182,7 +182,7 @@ def fine_tune_talk(
     out, # folder of the run; a run that was stopped goes on from here
     talks:Sequence[Talk]|None=None, # None: the package's, of the training split
     written:Sequence[Talk]|None=None, # None: `written_talks`
-    steps:int=200,
+    steps:int=320,
     lr:float=1e-2,
     n:int=512, # dialogues with facts
     turns:int=6, # earlier turns in each of them

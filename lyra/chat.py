@@ -242,6 +242,9 @@ class SessionState:
         keep:int=0, # give the logits of this many last tokens; 0: of all, as a recorder always gets them
     )->Tensor: # [T or keep, vocabulary]
         "Read tokens, and give the logits after them; raises `LyraError` for no tokens, or logits that are not finite."
+        most = self.cache.config.vocab_size
+        if (odd := [i for i in ids if not isinstance(i, numbers.Integral) or not 0 <= i < most]):
+            raise LyraError(f'{odd[0]!r:.20} is no token of this model: it knows 0 to {most - 1}.')
         ids, self.edge = [*self.edge.pending, *ids], replace(self.edge, pending=())
         if not ids: raise LyraError('There is nothing to read: give at least one token.')
         watch, recorder = self.cache.watch, self.recorder

@@ -340,6 +340,7 @@ def anchor(
     return Reprompted(model, tokenizer, persona, 'full', template=template, anew=False, card=card, due=due)
 
 # %% ../nbs/80_drift.ipynb #b6844cc4
+@typed
 def strangers(
     card:Card, # whose probes are asked
 )->list[Card]: # in the order of the cast, from behind the card on

@@ -53,15 +53,15 @@ def segment_shares(
     return torch.stack([(weights*(segment == i)).sum(-1) for i in range(len(SEGMENTS))], -1)
 
 # %% ../nbs/70_trace.ipynb #36253f52
-FORMAT = 2
+FORMAT = 3
 
 def write_frame(
     file:BinaryIO, # open for appending bytes
     tensors:dict[str, Tensor], # at least one
     note:dict, # anything JSON holds
 )->None:
-    "Append a frame."
-    metadata = dict(lyra_trace=json.dumps(note, ensure_ascii=False))
+    "Append a frame, which says where it stands."
+    metadata = dict(lyra_trace=json.dumps(note | dict(at=file.tell()), ensure_ascii=False))
     frame = save_tensors({k: x.contiguous() for k, x in tensors.items()}, metadata=metadata)
     file.write(struct.pack('<Q', len(frame) + 4) + frame + struct.pack('<I', zlib.crc32(frame)))
 
@@ -81,7 +81,8 @@ def read_frame(
     file.seek(at)
     frame, checksum = file.read(size - 4), file.read(4)
     if struct.pack('<I', zlib.crc32(frame)) != checksum: raise ValueError('the checksum differs')
-    return load_tensors(frame), read_note(frame)
+    if (note := read_note(frame)).pop('at') != at - 8: raise ValueError('the frame belongs to another place')
+    return load_tensors(frame), note
 
 UNREADABLE = (AttributeError, IndexError, KeyError, LyraError, RecursionError, TypeError, ValueError, struct.error,
               SafetensorError)

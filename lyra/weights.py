@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['GEMMA_TERMS', 'INSTALL', 'SMOLLM2_TERMS', 'WHEEL', 'WHEEL_SHA256', 'WHEEL_GGUF', 'DEFAULT', 'MODELS', 'LOCATE',
-           'PATIENCE', 'HTTP_FAULT', 'READ', 'SAFE', 'Count', 'Positive', 'Share', 'LAYERS', 'TEXT_KEYS',
+           'PATIENCE', 'HTTP_FAULT', 'READ', 'SAFE', 'Count', 'Positive', 'Share', 'LAYERS', 'WHOLE', 'TEXT_KEYS',
            'OTHER_SENSES', 'SPREAD', 'RARE', 'BuiltIn', 'list_models', 'usual_sampling', 'again', 'made_once',
            'checkpoint', 'default_checkpoint', 'IndexFile', 'GenerationFile', 'RopeFile', 'SizesFile', 'ConfigFile',
            'checkpoint_config', 'resolve', 'find_checkpoint', 'text_only', 'load_weights', 'check_device',
@@ -578,18 +578,21 @@ def checkpoint_config(
     return config
 
 # %% ../nbs/10_weights.ipynb #20c70292
+WHOLE = {'BOOL', 'U8', 'I8', 'U16', 'I16', 'U32', 'I32', 'U64', 'I64'} # dtypes of safetensors
+
 def _stored(
     files:list[Path], # safetensors
-)->tuple[int, int]|None: # tensors, and numbers in them; None where a file cannot be read
-    "How much a checkpoint holds, from the headers of its files."
-    tensors = numbers = 0
+)->tuple[dict[str, str], int]|None: # each tensor's dtype, and numbers in all; None where a file cannot be read
+    "What a checkpoint holds, from the headers of its files."
+    dtypes, numbers = dict[str, str](), 0
     try:
         for file in files:
             with safe_open(file, 'pt') as f:
-                for name in f.keys():
-                    tensors, numbers = tensors + 1, numbers + math.prod(f.get_slice(name).get_shape())
+                parts = {name: f.get_slice(name) for name in f.keys()}
+                dtypes |= {name: part.get_dtype() for name, part in parts.items()}
+                numbers += sum(math.prod(part.get_shape()) for part in parts.values())
     except (SafetensorError, OSError): return None
-    return tensors, numbers
+    return dtypes, numbers
 
 def _described(
     config:PreTrainedConfig, # of a model
@@ -613,13 +616,17 @@ def _check_size(
         raise LyraError(f'The config.json of {place} names an unknown activation {act!r:.40}: {usual}.')
     if (held := _stored(sorted(folder.glob(f'*{SAFE[0]}')))) is None: return              # loading says what is wrong
     layers = getattr(text, 'num_hidden_layers', 0)
-    if isinstance(layers, int) and layers > held[0]:
-        raise LyraError(f'The config.json of {place} asks for {layers} layers, and there are {held[0]} tensors: '
+    if isinstance(layers, int) and layers > len(held[0]):
+        raise LyraError(f'The config.json of {place} asks for {layers} layers, and there are {len(held[0])} tensors: '
                         f'{usual}.')
     try: numbers = _described(text if config.model_type == 'gemma3' else config)            # as `text_only` has it
     except Exception as e: # whatever foreign fields make of transformers
         raise LyraError(f'No model can be built from the config.json of {place}: {usual}.') from e
-    if numbers > held[1]*(64 if getattr(config, 'quantization_config', None) else 2):
+    is_quantised = getattr(config, 'quantization_config', None)
+    if not is_quantised and (whole := [x for x, kind in held[0].items() if x.endswith('.weight') and kind in WHOLE]):
+        raise LyraError(f'{place} holds weights in whole numbers ({whole[0]}), and its config.json names no '
+                        f'quantisation: {usual}.')
+    if numbers > held[1]*(64 if is_quantised else 2):
         raise LyraError(f'The config.json of {place} is of a model of {numbers} numbers, and its files hold {held[1]}: '
                         f'{usual}.')
 

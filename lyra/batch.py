@@ -52,7 +52,7 @@ class Batch:
             raise LyraError('Personas are a list of one for each row; only where it is empty, `rows` says how many.')
         first = personas[0] if personas else None
         self.writer = ChatSession(model, tokenizer, first, policy, template=template, **cache_options)
-        for p in personas: check_persona(self.writer, p)
+        for p in {id(p): p for p in personas if p is not first}.values(): check_persona(self.writer, p)
         if len({p.is_closed for p in personas}) > 1:
             raise LyraError('Some personas end with a reply and some with a system message: give all of one kind.')
         options = {k: x for k, x in self.writer.settings.items() if k != 'template'}

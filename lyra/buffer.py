@@ -32,8 +32,8 @@ class Memory:
         "The slots from `start` to `end`, as a view."
         return self.data.narrow(self.dim, self.start, len(self))
 
+    @torch.inference_mode(False) # which switches gradients on
     @torch.no_grad()
-    @torch.inference_mode(False)
     def lay(self,
         x:Tensor, # the window from now on
         slots:int, # as many as there shall be for it
@@ -146,8 +146,8 @@ def set_front(
     if held is not None: buffer.lay(held, slots)
 
 # %% ../nbs/41_buffer.ipynb #cebf11dd
-@torch.no_grad()
 @torch.inference_mode(False)
+@torch.no_grad()
 def change(
     buffer:Buffer, # that is changed
     f:Callable[[Tensor], Tensor], # for the memory, and for the front unless that is to stay

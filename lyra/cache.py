@@ -800,10 +800,13 @@ def take_rows(
     rows:Any, # [B] which of today's rows become the new ones
 )->None:
     "Exchange the rows; raises `LyraError` for one that there is not."
-    chosen = torch.as_tensor(rows).cpu()
-    if chosen.dtype == torch.bool: chosen = chosen.nonzero()[:, 0]
-    if not len(chosen) or int(chosen.min()) < 0 or int(chosen.max()) >= len(cache.rows.next):
-        raise LyraError(f'The cache has rows 0 to {len(cache.rows.next) - 1}: choose one or more of these.')
+    n = len(cache.rows.next)
+    try: chosen = torch.as_tensor(rows).cpu()
+    except (RuntimeError, TypeError, ValueError): chosen = torch.empty(0)
+    if chosen.dtype == torch.bool and [*chosen.shape] == [n]: chosen = chosen.nonzero()[:, 0]
+    is_list = chosen.ndim == 1 and len(chosen) > 0 and not chosen.is_floating_point() and chosen.dtype != torch.bool
+    if not is_list or int(chosen.min()) < 0 or int(chosen.max()) >= n:
+        raise LyraError(f'The cache has rows 0 to {n - 1}: choose one or more of these.')
     f = lambda x: x.index_select(0, chosen.to(x.device))
     cache.rows.change(f)
     for index in cache.indexes:

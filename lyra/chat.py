@@ -30,7 +30,7 @@ from .core import (Id, LyraError, OpenSchema, Schema, Text, as_path, checked, di
                        signature, typed)
 from .int8 import dtype_name
 from .attention import check_finite
-from .policy import ContextPolicy
+from .policy import ContextPolicy, listed
 from .cache import LyraCache
 from .state import fits, is_bounded, load_state, save_state, set_state
 from .cards import Template, check_words, find_template, spells, tokenizer_hash
@@ -145,9 +145,7 @@ def cache_options_of(
     "The options of a session's cache; raises `LyraError` for one that there is not."
     if (unknown := [name for name in given if name not in OPTIONS]):
         raise LyraError(f"A session has no option {unknown[0]!r}: choose from {', '.join(OPTIONS)}.")
-    if (layers := given.get('layers')) is None: return dict(given)
-    if isinstance(layers, Iterable): return dict(given, layers=[*layers])
-    raise LyraError(f'layers is a list of whole numbers; got {layers!r:.40}.')
+    return dict(given) if (layers := given.get('layers')) is None else dict(given, layers=listed(layers))
 
 def _plain(x:Any)->Any:
     "What JSON does not know, in what it knows."
@@ -186,7 +184,7 @@ class SessionState:
         policy:str|Mapping[str, ContextPolicy]|Sequence[ContextPolicy]='lyra', # as for `LyraCache`
         *,
         template:str|None=None, # 'chat', 'transcript'; None: 'chat' where the tokenizer has a chat template
-        anew:bool=True, # whether all weights are read for the first persona; else only where they were written to
+        anew:bool=True, # whether the first persona is checked against all weights, and read again; else quickly
         **cache_options, # prime, window_size, sinks, gain, layers: as for `LyraCache`
     ):
         if not isinstance(tokenizer, PreTrainedTokenizerBase):
@@ -198,7 +196,7 @@ class SessionState:
         cache_options = cache_options_of(cache_options)
         self.settings:dict[str, Any] = dict(policy=policy, template=find_template(tokenizer, template).name,
                                             **cache_options)
-        if persona is not None: check_persona(self, persona)
+        if persona is not None: check_persona(self, persona, again=anew)
         self.cache = LyraCache(model, policy, persona=persona, **cache_options)
         self.settings = from_json(to_json(self.settings))
         self.turns:list[dict] = []                      # rows: finished turns, and exchanges of the persona
@@ -242,7 +240,8 @@ class SessionState:
         keep:int=0, # give the logits of this many last tokens; 0: of all, as a recorder always gets them
     )->Tensor: # [T or keep, vocabulary]
         "Read tokens, and give the logits after them; raises `LyraError` for no tokens, or logits that are not finite."
-        most = self.cache.config.vocab_size
+        most, keep = self.cache.config.vocab_size, number(keep, 'keep', least=0, whole=True)
+        if not isinstance(ids, Iterable): raise LyraError(f'Tokens are a list of whole numbers; got {ids!r:.20}.')
         if (odd := [i for i in ids if not isinstance(i, numbers.Integral) or not 0 <= i < most]):
             raise LyraError(f'{odd[0]!r:.20} is no token of this model: it knows 0 to {most - 1}.')
         ids, self.edge = [*self.edge.pending, *ids], replace(self.edge, pending=())
@@ -261,12 +260,12 @@ class SessionState:
 def check_persona(
     session:SessionState, # that is to speak as it; from then on its weights are known
     persona:Persona, # to be checked
+    again:bool=True, # whether its tokens are read again, and what the model makes of them is compared
 )->None:
-    "Raises `LyraError` unless the persona was made for the session's model and template."
+    "Raises `LyraError` unless the persona was made by the session's model, and for its template."
     if not isinstance(persona, Persona):
         raise LyraError(f'{persona!r:.40} is no persona: build one with Persona.build(model, tokenizer, system=...).')
-    persona.check(session.model, anew=session.anew)
-    session.anew = False
+    persona.check_config(decoder_of(session.model).config)
     mine, theirs = session.template.name, persona.made_with['template']
     if mine != theirs:
         raise LyraError(f'The persona was made with the template {theirs!r}, the session has {mine!r}: '
@@ -281,6 +280,8 @@ def check_persona(
     if persona.is_closed and not is_closed or message.strip() and is_message and not persona.is_closed:
         raise LyraError('This persona does not end as it says, with a system message or with a reply: build it anew '
                         'with `lyra persona build`.')
+    persona.check(session.model, anew=session.anew, again=again)                              # which takes longest
+    session.anew = False
 
 # %% ../nbs/61_chat.ipynb #a28b6c6e
 def check_texts(
@@ -735,6 +736,7 @@ def load_session(
     if header.get('tokenizer', mine := tokenizer_hash(tokenizer)) != mine:
         raise LyraError(f'{journal.path} was held with another tokenizer, or another chat template: put that one back.')
     persona = kept_persona(header['persona'], journal)
+    if persona is not None: persona.check(model, anew=False)
     session = cls(model, tokenizer, persona, anew=False, **from_json(header['settings']))
     done = take_state(session, rows, journal, not torn)
     left = rows[done:]

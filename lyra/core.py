@@ -94,7 +94,7 @@ def as_path(
     given:Any, # what names a file or a folder
 )->Path:
     "A place in the file system; raises `LyraError` for what cannot name one."
-    if isinstance(given, str | os.PathLike) and isinstance(name := os.fspath(given), str): return Path(name)
+    if isinstance(given, str | os.PathLike) and isinstance(name := os.fspath(given), str) and name: return Path(name)
     raise LyraError(f'A file or a folder is named by a text or a Path; got {_given(given)}.')
 
 # %% ../nbs/01_core.ipynb #c7951b8e
@@ -136,10 +136,11 @@ def read_bytes(
     "What a file holds; raises `LyraError` where it cannot be read, is no file, or is too large."
     if (fault := unusable(path := as_path(path))): raise LyraError(f'{path} {fault}: name an existing file.')
     try:
-        if (n := path.stat().st_size) > LARGEST:
-            raise LyraError(f'{path} has {n} bytes, a text may have {LARGEST}: part it.')
-        return path.read_bytes()
+        if path.stat().st_size <= LARGEST:
+            with path.open('rb') as f: data = f.read(LARGEST + 1)                           # some files know no size
+            if len(data) <= LARGEST: return data
     except OSError as e: raise LyraError(f'{path} cannot be read ({e.strerror}): name another file.') from e
+    raise LyraError(f'{path} has more than {LARGEST} bytes, as many as a text may have: part it.')
 
 def read_text(
     path:Path|str, # the file

@@ -4,14 +4,15 @@
 
 # %% auto #0
 __all__ = ['WRAPPERS', 'FORMAT', 'AGAIN', 'Digest', 'Size', 'Sizes', 'FLOATS', 'weights_hash', 'known_hash', 'Persona',
-           'check_config', 'check', 'check_weights', 'record', 'check_length', 'acknowledge', 'is_exchange', 'said_of',
-           'build', 'read_persona', 'save', 'Signature', 'MadeWith', 'PersonaHeader', 'is_sound', 'load', 'join']
+           'check_config', 'check', 'gap', 'check_weights', 'read_again', 'record', 'check_length', 'acknowledge',
+           'is_exchange', 'said_of', 'build', 'read_persona', 'save', 'Signature', 'MadeWith', 'PersonaHeader',
+           'is_sound', 'load', 'join']
 
 # %% ../nbs/51_persona.ipynb #3f2b39f8
 import json, os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import takewhile
+from itertools import pairwise, takewhile
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 from weakref import WeakKeyDictionary
@@ -172,9 +173,10 @@ class Persona:
         model:Any, # that is to attend to it
         *,
         anew:bool=True, # whether all weights are read; else only where they were written to since
+        again:bool=True, # whether its tokens are read again, and what the model makes of them is compared
     )->None:
-        "Raises `LyraError` unless it was made for that model: config, dtype and every weight."
-        check(self, model, anew)
+        "Raises `LyraError` unless that model made it: config, dtype, every weight, keys and values."
+        check(self, model, anew, again)
 
     def check_weights(self,
         model:Any, # that is to attend to it
@@ -248,22 +250,35 @@ def check(
     persona:Persona, # to be checked
     model:Any, # that is to attend to it
     anew:bool=True, # whether all weights are read; else only where they were written to since
+    again:bool=True, # whether its tokens are read again, and what the model makes of them is compared
 )->None:
-    "Raises `LyraError` unless a persona was made for that model: config, dtype and every weight."
+    "Raises `LyraError` unless that model made the persona: config, dtype, every weight, keys and values."
     check_config(persona, decoder_of(model).config)
     if persona.dtype != model.dtype:
         rounded = ', or round it with `persona.to(torch.bfloat16)`' if model.dtype == torch.bfloat16 else ''
         raise LyraError(f'This persona is in {persona.dtype}, the model in {model.dtype}: build it anew{rounded}.')
     check_weights(persona, model, anew)
-    if model.training: return
-    made, held = record(model, persona.token_ids[:1]), (persona.keys, persona.values)
+    if not again or model.training: return
+    made, held = read_again(model, persona), (persona.keys, persona.values)
     if _shapes(*made) != _shapes(*held):
         raise LyraError('This persona has keys or values of other shapes than the model makes: '
                         'build it anew with `lyra persona build`.')
-    for x, y in ((a[0].float(), b[0][:, :, :1].to(a[0].device).float()) for a, b in zip(made, held)):
-        if not (x - y).norm() <= .1*x.norm():                   # bfloat16 rounds by less
-            raise LyraError('This persona has other keys or values than the model makes: '
-                            'build it anew with `lyra persona build`.')
+    if not all(_agree(a, b) for ours, theirs in zip(made, held) for a, b in zip(ours, theirs)):
+        raise LyraError('This persona has other keys or values than the model makes of its tokens: '
+                        'build it anew with `lyra persona build`.')
+
+def gap(
+    x:Tensor, # [1, K, P, D] keys or values of a layer
+    y:Tensor, # likewise, on any device
+)->tuple[float, float]: # of the token where it is largest, and of all together
+    "How far keys or values are from others, as a share of their length."
+    size, off = (torch.linalg.vector_norm(t.float(), dim=(0, 1, 3)) for t in (x, x - y.to(x.device)))
+    return float((off/size.clamp(min=1e-30)).max()), float(off.norm()/size.norm().clamp(min=1e-30))
+
+def _agree(x:Tensor, y:Tensor)->bool:
+    "Whether keys or values differ by no more than rounding does."
+    of_token, of_all = gap(x, y)
+    return of_token <= .5 and of_all <= .1
 
 def check_weights(
     persona:Persona, # to be checked
@@ -280,6 +295,17 @@ def check_weights(
 def _shapes(*parts:Sequence[Tensor])->list[list[int]]:
     "Heads and head sizes of keys and values."
     return [[x.shape[n] for x in part] for part in parts for n in (1, 3)]
+
+def read_again(
+    model:Any, # as for `record`
+    persona:Persona, # of that model
+)->tuple[tuple[Tensor, ...], tuple[Tensor, ...]]: # as `record`
+    "What a persona's tokens leave in a model now; each part of a joined one is read alone, behind the first token."
+    ids, starts = persona.token_ids, [0, *persona.made_with.get('joined', ()), len(persona)]
+    parts = [record(model, ids[:1] + ids[max(a, 1):b]) for a, b in pairwise(starts)]
+    join = lambda kind: tuple(torch.cat([x[:, :, int(i > 0):] for i, x in enumerate(layer)], -2)
+                              for layer in zip(*(part[kind] for part in parts)))
+    return join(0), join(1)
 
 # %% ../nbs/51_persona.ipynb #a31f6b4c
 @torch.no_grad()
@@ -476,6 +502,7 @@ class MadeWith(Schema):
     versions:dict[str, str]
     template:Literal['chat', 'transcript']
     closed:bool=False
+    joined:tuple[Size, ...]=() # where its parts begin, but for the first
 
 class PersonaHeader(Schema):
     "The JSON text of a persona's file."
@@ -546,7 +573,8 @@ def is_sound(
     shared = config.get('num_kv_shared_layers') or 0                            # layers without keys of their own
     dtypes = {x.dtype for x in persona.values}
     ids = config.get('vocab_size') or min(_numbers(config, 'vocab_size'), default=2**63)
-    return (n > 0 and n + shared in most and P <= longest and _have_shapes(persona)
+    starts = [0, *persona.made_with.get('joined', ()), P]
+    return (n > 0 and n + shared in most and starts == sorted({*starts}) and P <= longest and _have_shapes(persona)
             and {x.dtype for x in persona.keys} == {torch.float32}
             and len(dtypes) == 1 and str(persona.dtype) in FLOATS
             and persona.made_with['dtype'] in {str(persona.dtype), *(FLOATS if persona.dtype == torch.bfloat16 else ())}
@@ -582,11 +610,15 @@ def join(
     if first.dtype != second.dtype or any(first.made_with[k] != second.made_with[k] for k in same):
         raise LyraError('Personas that were made with different models, templates or dtypes cannot be joined: '
                         'build both with the same.')
-    skip = int(second.token_ids[0] == first.token_ids[0])
-    check_length(len(first) + len(second) - skip, first.made_with['signature'].get('max_position_embeddings'))
-    chain = lambda a, b: tuple(torch.cat((x, y[:, :, skip:].to(x.device)), dim=-2) for x, y in zip(a, b))
+    if first.token_ids[0] != second.token_ids[0]:
+        raise LyraError('Personas that begin with different tokens cannot be joined: build both from an instruction, '
+                        'or both from exchanges.')
+    end, of = len(first) - 1, lambda persona: persona.made_with.get('joined', ())
+    check_length(end + len(second), first.made_with['signature'].get('max_position_embeddings'))
+    chain = lambda a, b: tuple(torch.cat((x, y[:, :, 1:].to(x.device)), dim=-2) for x, y in zip(a, b))
+    starts = *of(first), end + 1, *(end + start for start in of(second))
     return Persona(chain(first.keys, second.keys), chain(first.values, second.values),
-                   first.token_ids + second.token_ids[skip:], first.text + second.text,
-                   {**first.made_with, 'closed': second.is_closed})
+                   first.token_ids + second.token_ids[1:], first.text + second.text,
+                   {**first.made_with, 'closed': second.is_closed, 'joined': starts})
 
 

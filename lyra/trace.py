@@ -272,8 +272,8 @@ class Recorder:
         token_top:int=4, # keys kept per layer, head and token
     ):
         number(probe_every, 'probe_every', least=1, whole=True)
-        number(top, 'top, a number of keys,', least=0, whole=True)
-        number(token_top, 'token_top, a number of keys,', least=0, whole=True)
+        for name, n in dict(top=top, token_top=token_top).items():
+            number(n, f'{name}, a number of keys,', least=0, most=2**16, whole=True)
         if session.recorder is not None:
             raise LyraError('The session is being recorded already: close that recorder first.')
         self.session, self.probes, self.probe_every = session, tuple(probes), probe_every

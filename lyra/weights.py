@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['GEMMA_TERMS', 'INSTALL', 'SMOLLM2_TERMS', 'WHEEL', 'WHEEL_SHA256', 'WHEEL_GGUF', 'DEFAULT', 'MODELS', 'LOCATE',
-           'PATIENCE', 'HTTP_FAULT', 'READ', 'SAFE', 'Count', 'Positive', 'Share', 'LAYERS', 'WHOLE', 'TEXT_KEYS',
+           'PATIENCE', 'HTTP_FAULT', 'READ', 'SAFE', 'Count', 'Positive', 'Share', 'LAYERS', 'PLAIN', 'TEXT_KEYS',
            'OTHER_SENSES', 'SPREAD', 'RARE', 'BuiltIn', 'list_models', 'usual_sampling', 'again', 'made_once',
            'checkpoint', 'default_checkpoint', 'IndexFile', 'GenerationFile', 'RopeFile', 'SizesFile', 'ConfigFile',
            'checkpoint_config', 'resolve', 'find_checkpoint', 'text_only', 'load_weights', 'check_device',
@@ -578,7 +578,7 @@ def checkpoint_config(
     return config
 
 # %% ../nbs/10_weights.ipynb #20c70292
-WHOLE = {'BOOL', 'U8', 'I8', 'U16', 'I16', 'U32', 'I32', 'U64', 'I64'} # dtypes of safetensors
+PLAIN = {'F64', 'F32', 'F16', 'BF16'} # dtypes of safetensors that mean what they say, without a scale
 
 def _stored(
     files:list[Path], # safetensors
@@ -623,8 +623,9 @@ def _check_size(
     except Exception as e: # whatever foreign fields make of transformers
         raise LyraError(f'No model can be built from the config.json of {place}: {usual}.') from e
     is_quantised = getattr(config, 'quantization_config', None)
-    if not is_quantised and (whole := [x for x, kind in held[0].items() if x.endswith('.weight') and kind in WHOLE]):
-        raise LyraError(f'{place} holds weights in whole numbers ({whole[0]}), and its config.json names no '
+    odd = [f'{kind} ({name})' for name, kind in held[0].items() if name.endswith('.weight') and kind not in PLAIN]
+    if odd and not is_quantised:
+        raise LyraError(f'{place} holds weights in {odd[0]}, and its config.json names no '
                         f'quantisation: {usual}.')
     if numbers > held[1]*(64 if is_quantised else 2):
         raise LyraError(f'The config.json of {place} is of a model of {numbers} numbers, and its files hold {held[1]}: '

@@ -19,7 +19,7 @@ from transformers import DynamicCache
 
 from lyra.core import LyraError
 from lyra.drift import Estimate, interval
-from .dialogues import Dialogue, answer_ids, past_ids, question_ids
+from .dialogues import Dialogue, answer_ids, opening_ids, past_ids, question_ids
 
 # %% ../nbs/04_scoring.ipynb #c006
 def _pad(answers:Sequence[Sequence[int]])->Tensor: # [B, A]
@@ -97,7 +97,7 @@ class Answerer(Protocol):
 class FullContext:
     "The base model with all turns before the question."
     def __init__(self,
-        model, # a Gemma 3, in eval mode
+        model, # frozen, in eval mode
         tokenizer,
     ): self.model, self.tokenizer, self.turns = model, tokenizer, []
 
@@ -116,7 +116,7 @@ class FullContext:
     def score(self, dialogue)->dict:
         "logprob, logodds and right of the expected answer; stores nothing."
         before = [i for t in self.shown(dialogue) for i in past_ids(self.tokenizer, t)]
-        prompt = [self.tokenizer.bos_token_id, *before, *question_ids(self.tokenizer, dialogue)]
+        prompt = [*opening_ids(self.tokenizer), *before, *question_ids(self.tokenizer, dialogue)]
         return verdict([x.sum() for x in score_answers(self.model, prompt, options(self.tokenizer, dialogue))])
 
 class NoMemory(FullContext):

@@ -51,7 +51,7 @@ class MemoryCrossAttention(nn.Module):
         self.k_proj = LowRankLinear(attention.k_proj, rank, seed=seed)
         self.v_proj = LowRankLinear(attention.v_proj, rank, seed=seed + 1)
         self.o_proj = LowRankLinear(attention.o_proj, rank, seed=seed + 2)
-        self.k_norm, self.head_dim = attention.k_norm, attention.head_dim
+        self.k_norm, self.head_dim = getattr(attention, 'k_norm', nn.Identity()), attention.head_dim
         self.num_key_value_groups, self.scaling = attention.num_key_value_groups, attention.scaling
         n_in, start = attention.k_proj.weight.shape[0], attention.k_proj.weight
         zeros = torch.zeros(n_in//self.head_dim, self.head_dim, dtype=start.dtype, device=start.device)
@@ -97,7 +97,8 @@ class MemoryInjectionBlock(nn.Module):
         null:bool=False, # whether the null slot has a trained key
     ):
         super().__init__()
-        self.q_proj, self.q_norm = LowRankLinear(attention.q_proj, rank, seed=seed), attention.q_norm
+        self.q_proj = LowRankLinear(attention.q_proj, rank, seed=seed)
+        self.q_norm = getattr(attention, 'q_norm', nn.Identity())
         self.cross_attention = MemoryCrossAttention(attention, rank, seed=seed + 1, null=null)
 
     def forward(self,

@@ -30,25 +30,37 @@ def _base(args)->tuple: # model, tokenizer
             torch.manual_seed(0)
             return Lyra(tiny_config(hidden_size=64)).eval(), AsciiTokenizer()
     from transformers.utils.logging import disable_progress_bar
-    from lyra.attention import Lyra
-    from lyra.weights import load_tokenizer
+    from lyra import load as load_both
+    from lyra.weights import DEFAULT
     disable_progress_bar()
     print('Loading the model ...', file=sys.stderr, flush=True)
-    return Lyra.from_pretrained(args.model, dtype='float32'), load_tokenizer(args.model)
+    return load_both(args.model or DEFAULT, dtype='float32')
 
-def _weights(args)->Path|None: # None: the package's
-    return args.weights or (TINY/'weights.safetensors' if args.tiny else None)
+def _of_model(args)->str: # '' for the default base
+    "What a file or folder of another base has in its name."
+    from lyra.weights import DEFAULT
+    return f'-{Path(args.model).name}' if not args.tiny and args.model not in (None, DEFAULT) else ''
+
+def _folder(args)->Path: # of weights
+    return TINY if args.tiny else default_weights().parent
+
+def _weights(args)->Path: # existing or not
+    return args.weights or _folder(args)/f'weights{_of_model(args)}.safetensors'
+
+def _results(args, name:str)->Path: # folder
+    "Where tables go: into a folder of its own for another base."
+    return args.out or (TINY if args.tiny else Path('.'))/'/'.join(filter(None, ('results', _of_model(args)[1:], name)))
 
 # %% ../nbs/07_main.ipynb #06-009
 def train_command(args)->int: # exit code
     "Train, save, and say how long it took."
     base, tokenizer = _base(args)
     model, start = InjectionModel(base, rank=args.rank), time.perf_counter()
-    small = dict(n=32, turns=3, batch=4, talk=2, warmup=5) if args.tiny else dict(n=args.n)
+    small = dict(n=32, turns=3, batch=4, talk=2, warmup=5) if args.tiny else dict(n=args.n, warmup=min(20, args.steps//4))
     chosen = dict(steps=args.steps, lr=args.lr, seed=args.seed)
-    out = args.out or (TINY if args.tiny else Path('out/injection_v1'))
+    out = args.out or (TINY if args.tiny else Path(f'out/injection_v1{_of_model(args)}'))
     log = fine_tune(model, tokenizer, out=out, save_every=args.save_every, **chosen, **small)
-    path = save(model, _weights(args) or default_weights(), chosen | small)
+    path = save(model, _weights(args), chosen | small)
     tail = max(1, min(20, len(log)//2))
     print(f'{len(log)} steps in {log.seconds.sum():.0f} s ({time.perf_counter() - start:.0f} s of this call): '
           f'loss {log.loss[:tail].mean():.3f} at first, {log.loss[-tail:].mean():.3f} at last')
@@ -58,8 +70,7 @@ def train_command(args)->int: # exit code
 def evaluate_command(args)->int: # exit code
     "Measure what is not measured yet, and say what was found."
     start, memory = time.perf_counter(), open_memory(*_base(args), _weights(args))
-    out = args.out or (TINY/'results' if args.tiny else Path('results'))
-    tables = evaluate(memory, out=out, split=args.split, n=args.n, talks=min(args.talks, args.n),
+    tables = evaluate(memory, out=_results(args, ''), split=args.split, n=args.n, talks=min(args.talks, args.n),
                       turns=3 if args.tiny else 6)
     print(f'{findings(tables)}\n{time.perf_counter() - start:.0f} s')
     return 0
@@ -74,9 +85,9 @@ def chat_command(args)->int: # exit code
 
 # %% ../nbs/07_main.ipynb #cffc4d93
 def _talk_weights(args)->Path:
-    return args.weights or (TINY if args.tiny else default_weights().parent)/'talk.safetensors'
+    return args.weights or _folder(args)/f'talk{_of_model(args)}.safetensors'
 
-def _before(args)->Path: return args.start or (TINY/'weights.safetensors' if args.tiny else default_weights())
+def _before(args)->Path: return args.start or _folder(args)/f'weights{_of_model(args)}.safetensors'
 
 def train_talk_command(args)->int: # exit code
     "Go on with talk, save, and say how long it took."
@@ -84,7 +95,7 @@ def train_talk_command(args)->int: # exit code
     model = start(InjectionModel(base, null=True), _before(args))
     chosen = dict(steps=args.steps, lr=args.lr, seed=args.seed, warmup=min(10, args.steps))
     if args.tiny: chosen |= dict(n=32, turns=3)
-    out = args.out or (TINY/'talk' if args.tiny else Path('out/injection_v1_talk'))
+    out = args.out or (TINY/'talk' if args.tiny else Path(f'out/injection_v1_talk{_of_model(args)}'))
     log = fine_tune_talk(model, tokenizer, out=out, save_every=args.save_every, **chosen)
     path = save(model, _talk_weights(args), chosen)
     tail = max(1, min(20, len(log)//2))
@@ -97,8 +108,7 @@ def evaluate_talk_command(args)->int: # exit code
     base, tokenizer = _base(args)
     weights = dict(talk=_talk_weights(args), before=_before(args))
     memories = {name: InjectionMemory(load(base, path), tokenizer) for name, path in weights.items()}
-    out = args.out or (TINY/'talk_results' if args.tiny else Path('results/talk'))
-    print(talk_findings(evaluate_talk(memories, out=out, split=args.split, n=args.n, foreign=args.foreign,
+    print(talk_findings(evaluate_talk(memories, out=_results(args, 'talk'), split=args.split, n=args.n, foreign=args.foreign,
           questions=args.questions, other_form=args.other_form, conversations=args.conversations)))
     return 0
 
@@ -121,8 +131,8 @@ def _command(commands, name:str, run, text:str, folder:str|None=None)->argparse.
     p = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + '.')
     p.set_defaults(run=run)
     p.add_argument('--tiny', action='store_true', help='a tiny random model, in seconds, to try the command')
-    p.add_argument('--model', help='checkpoint folder or hub id (default: Gemma 3 270M)')
-    p.add_argument('--weights', type=Path, help="the trained weights' file (default: the package's)")
+    p.add_argument('--model', help='smollm2-135m-instruct, a checkpoint folder or hub id (default: Gemma 3 270M)')
+    p.add_argument('--weights', type=Path, help="the trained weights' file (default: the package's, of this model)")
     if folder is not None: p.add_argument('--out', type=Path, help=f'folder of the {folder}')
     return p
 
@@ -130,7 +140,7 @@ def _command(commands, name:str, run, text:str, folder:str|None=None)->argparse.
 def parser()->argparse.ArgumentParser:
     "The command line."
     top = argparse.ArgumentParser(prog='python -m injection_v1.main',
-                                  description='Conversational state injected in every layer of a frozen Gemma 3.')
+                                  description='Conversational state injected in every layer of a frozen model.')
     commands = top.add_subparsers(title='commands', metavar='COMMAND', required=True)
     p = _command(commands, 'train', train_command, 'learn to look back (about 20 minutes on two cores); resumes what '
                  'was stopped', 'run (default: out/injection_v1)')

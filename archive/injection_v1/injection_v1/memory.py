@@ -13,9 +13,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 from lyra.core import LyraError
-from lyra.cards import TRANSCRIPT
 from lyra_bench.artefact import load_trained, save_trained
-from lyra_bench.dialogues import answer_ids, past_ids, question_ids
+from lyra_bench.dialogues import opening_ids, past_ids, question_ids, reply_ids, turn_template, user_ids
 from lyra_bench.frozen import base_hash
 from lyra_bench.scoring import options, verdict
 from .model import InjectionModel, respond, token_losses
@@ -40,7 +39,7 @@ def save(
                         settings=(settings or {}) | dict(rank=model.rank, null=model.null))
 
 def load(
-    base, # `Gemma3ForCausalLM` or `Lyra`, as the weights were trained on
+    base, # as for `InjectionModel`, the one that the weights were trained on
     weights=None, # a file that `save` wrote; None: the package's
     *,
     max_turns:int=64,
@@ -58,15 +57,13 @@ def load(
     return model
 
 # %% ../nbs/03_memory.ipynb #n011
-_T = TRANSCRIPT
-
 def shown_text(
     tokenizer,
     reply:Sequence[int], # tokens
 )->str:
     "A reply up to where the next turn begins."
     text = tokenizer.decode(reply, skip_special_tokens=True)
-    for stop in _T.stops: text = text.split(stop)[0]
+    for stop in turn_template(tokenizer).stops: text = text.split(stop)[0]
     return text.strip()
 
 # %% ../nbs/03_memory.ipynb #03-011
@@ -79,7 +76,7 @@ class InjectionMemory:
 
     def tell(self, user:str, reply:str)->None:
         "Archive an exchange that was held elsewhere."
-        self.model.archive(past_ids(self.tokenizer, (user, reply)))
+        self.model.archive(past_ids(self.tokenizer, (user, reply)), opening_ids(self.tokenizer))
 
     def memory(self)->CompositeMemory|None:
         "The past as it stands, with every layer's keys and values."
@@ -87,11 +84,10 @@ class InjectionMemory:
 
     def prompt(self,
         text, # of the user's turn, or a `Dialogue`, whose reply's beginning is added
-    )->list[int]: # with <bos>
+    )->list[int]: # with what stands before the first turn
         "The tokens up to where the reply is to begin, or to go on."
-        if isinstance(text, str): ids = answer_ids(self.tokenizer, _T.user.format(text=text))
-        else: ids = question_ids(self.tokenizer, text)
-        return [self.tokenizer.bos_token_id, *ids]
+        ids = user_ids(self.tokenizer, text) if isinstance(text, str) else question_ids(self.tokenizer, text)
+        return [*opening_ids(self.tokenizer), *ids]
 
     @torch.no_grad()
     def score(self, dialogue)->dict: # logprob, logodds, right
@@ -103,7 +99,7 @@ class InjectionMemory:
     @torch.no_grad()
     def nll(self, user:str, reply:str)->Tensor: # [reply's tokens], nats
         "The loss of every token of a reply to `user`; stores nothing."
-        answer = answer_ids(self.tokenizer, _T.reply.format(text=reply))
+        answer = reply_ids(self.tokenizer, reply)
         return token_losses(self.model, [self.prompt(user)], [answer], self.memory())[0]
 
     @property
@@ -121,10 +117,12 @@ class InjectionMemory:
     )->str: # the reply
         "Answer with the memory, then archive the exchange."
         if not text.strip(): raise LyraError('There is nothing to answer: give a text.')
-        stop = lambda reply: any(s in self.tokenizer.decode(reply[-8:]) for s in _T.stops)
-        exchange = lambda reply: past_ids(self.tokenizer, (text, shown_text(self.tokenizer, reply)))
-        reply = respond(self.model, self.prompt(text)[1:], max_new_tokens=max_new_tokens, stop=stop, exchange=exchange)
-        return shown_text(self.tokenizer, reply)
+        tok, stops = self.tokenizer, turn_template(self.tokenizer).stops
+        stop = lambda reply: any(s in tok.decode(reply[-8:]) for s in stops)
+        exchange = lambda reply: past_ids(tok, (text, shown_text(tok, reply)))
+        reply = respond(self.model, user_ids(tok, text), opening=opening_ids(tok), max_new_tokens=max_new_tokens,
+                        stop=stop, exchange=exchange)
+        return shown_text(tok, reply)
 
 # %% ../nbs/03_memory.ipynb #03-012
 def open_memory(
@@ -138,7 +136,7 @@ def open_memory(
     return InjectionMemory(load(model, weights, max_turns=max_turns), tokenizer)
 
 def trained_parameters(
-    base, # a Gemma 3
+    base, # as for `InjectionModel`
     rank:int=4,
 )->int:
     "How many numbers are trained on this base."

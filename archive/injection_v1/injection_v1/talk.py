@@ -21,7 +21,8 @@ from lyra.chat import read_conversations
 from lyra.core import LyraError, data_path
 from lyra.drift import interval, shuffled_turns
 from lyra_bench.artefact import load_trained
-from lyra_bench.dialogues import Dialogue, answer_ids, attributes, dialogues, mentions, past_ids, read_dialogues
+from lyra_bench.dialogues import (Dialogue, answer_ids, attributes, dialogues, mentions, opening_ids, past_ids,
+                                  read_dialogues, reply_ids, user_ids)
 from lyra_bench.frozen import base_hash, frozen_base
 from lyra_bench.scoring import score
 from lyra_bench.talk import Talk, read_csv_talks, read_talks
@@ -78,12 +79,13 @@ def written_talks()->list[Talk]:
     return [Talk(f'written-{c.question_id}', c.category, tuple(zip(c.turns, c.reference))) for c in rows]
 
 def with_context(
-    texts:InjectionMemory, # whose prompts are taken
+    texts:InjectionMemory, # whose tokenizer is taken
     reply:Reply,
-)->list[int]: # with <bos>
+)->list[int]: # with what stands before the first turn
     "The prompt of a reply, with the turns before it."
-    first, *rest = texts.prompt(reply.user)
-    return [first, *(i for t in reply.before for i in past_ids(texts.tokenizer, t)), *rest]
+    tok = texts.tokenizer
+    before = [i for t in reply.before for i in past_ids(tok, t)]
+    return [*opening_ids(tok), *before, *user_ids(tok, reply.user)]
 
 def divergence(
     model:InjectionModel,
@@ -141,12 +143,12 @@ class TalkLoss:
     def rows(self,
         pasts:Sequence[Sequence[tuple[str, str]]], # earlier turns of each row
         prompts:Sequence[list[int]],
-        answers:Sequence[str], # each with its leading space
+        answers:Sequence[list[int]],
     )->tuple: # as `token_losses` takes them
         "One batch."
         tok, facts = self.facts.tokenizer, self.facts
         memory = stack([past_of(facts.states, tok, turns) for turns in pasts])
-        return facts.model, prompts, [answer_ids(tok, a) for a in answers], memory
+        return facts.model, prompts, answers, memory
 
     def __call__(self,
         step:int,
@@ -154,9 +156,11 @@ class TalkLoss:
     )->Tensor: # scalar, nats
         "Draw, predict, ask, and sum."
         asked, due, strange = self.draw(generator)
-        prompt = self.facts.texts.prompt
-        of = lambda rs: self.rows([r.before for r in rs], [prompt(r.user) for r in rs], [f' {r.reply}' for r in rs])
-        ask = token_losses(*self.rows([d.turns for d in asked], [prompt(d) for d in asked], [d.expected for d in asked]))
+        prompt, tok = self.facts.texts.prompt, self.facts.tokenizer
+        of = lambda rs: self.rows([r.before for r in rs], [prompt(r.user) for r in rs],
+                                  [reply_ids(tok, r.reply) for r in rs])
+        ask = token_losses(*self.rows([d.turns for d in asked], [prompt(d) for d in asked],
+                                      [answer_ids(tok, d.expected) for d in asked]))
         missed = divergence(*of(due), [with_context(self.facts.texts, r) for r in due]).mean()
         strayed = divergence(*of(strange)).mean()
         return torch.stack([x.sum() for x in ask]).mean() + self.context*missed + self.silence*strayed
@@ -223,9 +227,10 @@ def reply_losses(
 )->pd.DataFrame: # dialogue, method, nats, tokens: a row per reply and method
     "The loss of each reply under every memory, under the first with another talk, with the turns in the prompt, alone."
     leading, first = next(iter(memories.items()))
-    tok, states, rows = first.tokenizer, States(first.model.base, 1e9), []
+    tok, rows = first.tokenizer, []
+    states = States(first.model.base, 1e9, opening_ids(tok))
     for i, r in enumerate(tqdm(replies, unit='reply', desc='replies')):
-        prompt, answer = first.prompt(r.user), answer_ids(tok, f' {r.reply}')
+        prompt, answer = first.prompt(r.user), reply_ids(tok, r.reply)
         whole = with_context(first, r)
         past, other = (past_of(states, tok, turns) for turns in (r.before, _others(replies, i)))
         given = dict(NoMemory=(first.model, prompt, None), FullContext=(first.model, whole, None))

@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 from lyra.core import LyraError
-from lyra_bench.dialogues import Dialogue, answer_ids, dialogues, past_ids
+from lyra_bench.dialogues import Dialogue, answer_ids, dialogues, opening_ids, past_ids, reply_ids
 from lyra_bench.frozen import base_hash, frozen_base
 from lyra_bench.training import train
 from .memory import InjectionMemory
@@ -26,15 +26,18 @@ class States:
     def __init__(self,
         base, # the frozen model
         budget:float=2e9, # bytes
-    ): self.base, self.budget, self.kept, self.nbytes = base, budget, OrderedDict(), 0
+        opening:Sequence[int]|None=None, # as for `turn_states`
+    ):
+        self.base, self.budget, self.opening = base, budget, opening
+        self.kept, self.nbytes = OrderedDict(), 0
 
     def __call__(self,
-        token_ids:Sequence[int], # of a turn, without <bos>
+        token_ids:Sequence[int], # of a turn, without what stands before it
     )->Tensor: # [L, S, hidden]
         "A turn's states, computed or kept."
         key = tuple(token_ids)
         if key not in self.kept:
-            self.kept[key] = turn_states(self.base, token_ids)
+            self.kept[key] = turn_states(self.base, token_ids, self.opening)
             self.nbytes += self.kept[key].nbytes
         self.kept.move_to_end(key)
         while self.nbytes > self.budget and len(self.kept) > 1:
@@ -68,7 +71,8 @@ class StageA:
         if not 0 <= talk <= batch: raise LyraError(f'talk is {talk}: use 0 to {batch}, the number of questions.')
         self.model, self.tokenizer, self.dialogues = model, tokenizer, list(dialogues)
         self.batch, self.talk = batch, talk
-        self.states, self.texts = States(model.base, budget), InjectionMemory(model, tokenizer)
+        self.states = States(model.base, budget, opening_ids(tokenizer))
+        self.texts = InjectionMemory(model, tokenizer)
 
     def past(self,
         dialogue:Dialogue,
@@ -83,8 +87,8 @@ class StageA:
         "Questions of all, and then a reply of each dialogue that has one in `at`."
         talk = [d.turns[k] for d, k in zip(drawn, at)]
         prompts = [self.texts.prompt(d) for d in drawn] + [self.texts.prompt(user) for user, _ in talk]
-        texts = (*(d.expected for d in drawn), *(f' {reply}' for _, reply in talk))
-        answers = [answer_ids(self.tokenizer, t) for t in texts]
+        answers = [answer_ids(self.tokenizer, d.expected) for d in drawn]
+        answers += [reply_ids(self.tokenizer, reply) for _, reply in talk]
         past, index = stack([self.past(d) for d in drawn]), [*range(len(drawn)), *range(len(talk))]
         limits = torch.tensor([len(d.turns) for d in drawn] + list(at), device=past.mask.device)
         memory = CompositeMemory(past.states[:, index], past.mask[index], past.turn[index])

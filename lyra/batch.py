@@ -17,7 +17,7 @@ from .core import LyraError, number, typed
 from .attention import check_finite
 from .policy import ContextPolicy
 from .cache import LyraCache
-from .cards import Card, Probe
+from .cards import Card, Probe, check_probe
 from .persona import Persona, is_exchange
 from .chat import ChatSession, Edge, Sampling, check_persona, check_texts
 from .decoders import check_still, decoder_of, device_of
@@ -160,6 +160,7 @@ def logodds_of(
     probes:Sequence[Probe], # one for each row
 )->list[float]: # nats
     "How much likelier every row's right answer is than its foils, as `lyra.drift.ask` has it."
+    for p in probes: check_probe(p)
     check_rows(batch, [dict(question=p.question, answer=p.expected) | ({'prefix': p.prefix} if p.prefix else {})
                        | {f'foil {i}': foil for i, foil in enumerate(p.foils, 1)} for p in probes])
     n, write = 1 + max(len(p.foils) for p in probes), batch.writer.template.reply
@@ -210,7 +211,8 @@ def hold_together(
     at_once:int=16, # questions
 )->tuple[list[dict], list[dict]]: # as `check_ups` gives them, with their turn; and measure 'nll', nats a token
     "Hold the conversations, and measure; raises `LyraError` for histories of unlike length, and as `check_ups` does."
-    if len({*map(len, histories)}) > 1:
+    number(scored_every, 'scored_every, a number of turns,', least=1, whole=True)
+    if len({*map(len, histories)}) != 1:
         raise LyraError('The rows of a batch hear their turns in step: give histories of as many turns each.')
     rows, replies = list[dict](), list[dict]()
     for t, turns in enumerate((None, *zip(*histories, strict=True))):

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TRANSCRIPT', 'ASKED', 'TOLD', 'NEXT', 'SYSTEM', 'LONG', 'SECONDS', 'MEMORY', 'TRIAL', 'RULES', 'Template', 'write',
            'chat_template', 'find_template', 'tokenizer_hash', 'as_exchanges', 'is_text', 'check_words', 'spells',
-           'Probe', 'Rule', 'Card', 'CardFile', 'as_card', 'read_card']
+           'Probe', 'Rule', 'Card', 'check_probe', 'CardFile', 'as_card', 'read_card']
 
 # %% ../nbs/50_cards.ipynb #51edac36
 import json, subprocess, sys
@@ -286,6 +286,13 @@ def _telling(probe:Probe)->Probe:
     if probe.expected in probe.foils: raise ValueError('the expected answer stands among the foils')
     if len({*probe.foils}) < len(probe.foils): raise ValueError('a foil stands there twice, and would count twice')
     return probe
+
+def check_probe(
+    probe:Probe, # that is to be put
+)->None:
+    "Raises `LyraError` for a probe that could tell nothing."
+    try: _telling(probe)
+    except ValueError as e: raise LyraError(f'The probe {probe.id!r} tells nothing: {e}.') from None
 
 def _distinct(probes:tuple[Probe, ...])->tuple[Probe, ...]:
     if len({p.id for p in probes}) == len(probes): return probes

@@ -539,7 +539,7 @@ def hub_card(
 )->str: # Markdown
     "A page for a persona's file, made of what the file knows."
     built_in = [m for m in MODELS.values() if m.folder == persona.made_with['model']]
-    plain = lambda text: printable(' '.join(text.split())).replace('|', '\\|')
+    plain = lambda text: re.sub(r'([\[\]<>|`\\])', r'\\\1', printable(' '.join(text.split())))        # no link, no tag
     file, model = plain(file), built_in[0].name if built_in else 'MODEL'
     text = printable(persona.text, keep='\n\t')
     fence = '`'*max(3, 1 + max((len(run) for run in re.findall('`+', text)), default=0))

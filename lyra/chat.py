@@ -672,8 +672,17 @@ def _fault(session:ChatSession, row:Mapping)->str:
     if (turn := row['turn']) != (due := session.heard + 1): return f'turn {turn} stands where turn {due} belongs'
     ids, pending, most = row['ids'], row['pending'], session.cache.config.vocab_size
     if len(pending) >= len(ids): return f'turn {turn} holds no token that was read'
-    known = max(ids) < most and pending == ids[len(ids) - len(pending):]
-    return '' if known else f"turn {row['turn']} holds tokens that the model does not have"
+    if max(ids) >= most or pending != ids[len(ids) - len(pending):]:
+        return f'turn {turn} holds tokens that the model does not have'
+    return '' if _tells(session, row) else f'turn {turn} has other words than its tokens'
+
+def _tells(session:ChatSession, row:Mapping)->bool:
+    "Whether a turn's tokens hold the user's words and then the reply, spaces and halves of characters aside."
+    read = lambda ids: session.tokenizer.decode(ids)
+    bare = lambda text: ''.join(text.split()).replace('\ufffd', '')
+    said, (user, reply) = read(row['ids']), (bare(read(session.ids(row[who]))) for who in ('user', 'reply'))
+    is_told = not user or reply in bare(said).partition(user)[2]
+    return is_told and (not row['at_start'] or said.endswith('\n\n') and session.template.between == '\n\n')
 
 def _check(session:ChatSession, row:Mapping, journal:Journal)->None:
     "Raises `LyraError` for a row that cannot come next."

@@ -716,9 +716,10 @@ def drift(
         if plan.free is not None and 'full' in plan.methods:
             out(f'\nThe last check against full at the first: p of equivalence, within {MARGINS}')
             show(as_at_first(results))
+    few = '' if len(plan.personas) >= 8 else ' (too narrow for so few)'
     out(f"\nLog-odds of the persona's answers in nats, means over {len(plan.personas)} personas with 95 % bootstrap "
-          f"intervals; 'p equivalent': within ±{args.delta} of the first check; 'half-life': the turn at which half "
-          "the distance to no persona is lost; 'over full': lead at the last check; 'cost': NLL over full, nats a "
+          f"intervals{few}; 'p equivalent': within ±{args.delta} of the first check; 'half-life': the turn at which "
+          "half the distance to no persona is lost; 'over full': lead at the last check; 'cost': NLL over full, nats a "
           'token.\n'
           f"Saved in {folder}: {', '.join(saved)}")
     return 0

@@ -253,8 +253,9 @@ def load(
     **options:Any, # dtype, fast, device, device_map, attn_implementation, revision, ...: as for `load_attached`
 )->tuple[Any, PreTrainedTokenizerBase]: # model, in eval mode and attached; its tokenizer
     "Load a model and its tokenizer, ready for caches of ours; raises `LyraError` with a remedy for what is wrong."
+    resolve(name, **(hub := {key: options[key] for key in LOCATE if key in options}))        # the config speaks first
+    tokenizer = load_tokenizer(name, **hub)      # what reading it takes for a while is free again for the weights
     model = load_attached(name, **options)
-    tokenizer = load_tokenizer(name, **{key: options[key] for key in LOCATE if key in options})
     special = {i for i, word in tokenizer.added_tokens_decoder.items() if word.special}     # no text may hold those
     largest = max({*tokenizer.get_vocab().values()} - special)
     if largest >= (known := decoder_of(model).config.vocab_size):

@@ -7,8 +7,9 @@ __all__ = ['Start', 'METHODS', 'TITLES', 'CHORE', 'NEUTRAL', 'PASSAGE', 'COLUMNS
            'open_session', 'everywhere', 'instaboost', 'split_bias', 'SplitCache', 'split_softmax', 'SinkCache',
            'read_into_sink', 'sinktrack', 'Reprompted', 'reprompt', 'anchor', 'strangers', 'another', 'Reprefilled',
            'reprefill', 'shuffled_turns', 'ask', 'sentences', 'judge', 'keeps_rule', 'bleed', 'persona_share',
-           'divergence', 'neutral', 'first_token', 'Estimate', 'interval', 'equivalent', 'half_life', 'check_columns',
-           'per_persona', 'costs', 'by_check', 'summary', 'curves', 'name_points', 'frontier']
+           'divergence', 'neutral', 'first_token', 'Estimate', 'one_each', 'interval', 'equivalent', 'half_life',
+           'check_columns', 'per_persona', 'costs', 'methods_with', 'by_check', 'summary', 'curves', 'name_points',
+           'frontier']
 
 # %% ../nbs/80_drift.ipynb #bfedf0e1
 import itertools, math, random, re, time
@@ -32,7 +33,7 @@ from .attention import repeat_heads
 from .policy import NEVER, ContextPolicy, layer_types, preset
 from .cache import LyraCache
 from .decoders import decoder_of
-from .cards import Card, Probe, Rule
+from .cards import Card, Probe, Rule, check_probe
 from .persona import Persona, known_hash
 from .cast import cast
 from .chat import Asked, ChatSession, Conversation, Watcher, check_texts
@@ -455,6 +456,7 @@ def ask(
     probe:Probe, # what is asked
 )->dict[str, float]: # measure -> value
     "Put a probe: `logprob` (nats, over the answer's tokens), `rank` (worst among them), `logodds` (nats)."
+    check_probe(probe)
     asked = session.ask(probe.question, probe.prefix)
     (right, rank), foils = asked.score(probe.expected), [asked.score(f)[0] for f in probe.foils]
     return dict(logprob=right, rank=float(rank), logodds=right - float(np.logaddexp.reduce(foils) - np.log(len(foils))))
@@ -588,14 +590,23 @@ class Estimate:
 
     def __str__(self)->str: return f'{self.mean:.2f} [{self.low:.2f}, {self.high:.2f}]'
 
+def one_each(
+    values:Any, # as a caller gives them
+)->np.ndarray: # [personas]
+    "One number for each persona; raises `LyraError` for what is none."
+    try: x = np.asarray(values, dtype=float)
+    except (TypeError, ValueError): x = np.array(np.nan)
+    if x.ndim == 1 and np.isfinite(x).all(): return x
+    raise LyraError(f'A mean over personas takes a list of one number each, none of them missing; got {values!r:.60}.')
+
 def interval(
     values, # [personas] one number each
 )->Estimate:
-    "Mean over personas with its percentile bootstrap interval, 95 %; unknown (nan) for a single persona."
-    x = np.sort(np.asarray(values, dtype=float))                      # the draws must not depend on the order of rows
-    mean, low, high = float(x.mean()), float('nan'), float('nan')
-    if len(x) > 1: low = high = mean
-    if len(x) > 1 and np.ptp(x):
+    "Mean over personas, percentile bootstrap interval, 95 %; unknown (nan) for one persona. Raises as `one_each` does."
+    x = np.sort(one_each(values))                                     # the draws must not depend on the order of rows
+    low = high = mean = float(x.mean()) if len(x) else float('nan')
+    if len(x) < 2: return Estimate(mean, float('nan'), float('nan'), len(x))
+    if np.ptp(x):
         draws = stats.bootstrap((x,), np.mean, n_resamples=10_000, method='percentile', rng=np.random.default_rng(0))
         low, high = map(float, draws.confidence_interval)
     return Estimate(mean, low, high, len(x))
@@ -606,9 +617,9 @@ def equivalent(
     delta:float, # the largest difference that does not matter
 )->float: # p-value; below alpha, the mean lies within ±delta
     "Two one-sided t-tests: is the mean difference smaller than delta? Raises `LyraError` for fewer than two personas."
-    x = np.asarray(differences, dtype=float)
+    x, delta = one_each(differences), checked(delta, 'delta, the largest difference that does not matter,', above=0)
     if len(x) < 2: raise LyraError('An equivalence test needs two personas or more.')
-    if not np.ptp(x): return float(abs(x[0]) >= delta)
+    if not np.ptp(x): return .5**len(x) if abs(x[0]) < delta else 1.
     above, below = (stats.ttest_1samp(x, end, alternative=side) for end, side in ((-delta, 'greater'), (delta, 'less')))
     return float(max(above.pvalue, below.pvalue))
 
@@ -629,12 +640,20 @@ def half_life(
     scores, # [personas, checks]
     floor, # [personas] scores without a persona
 )->Estimate: # turn; inf where it was not reached
-    "The turn at which the mean score has lost half of its first distance to the floor."
+    "The turn at which the mean score has lost half of its distance to the floor; raises `LyraError` for other shapes."
     turns, scores, floor = (np.asarray(x, dtype=float) for x in (turns, scores, floor))
+    turns, floor = turns.ravel(), floor.ravel()
+    if scores.shape != (floor.size, turns.size) or not turns.size or not (np.diff(turns) > 0).all():
+        raise LyraError('A half-life takes turns in ascending order, a score for each persona and turn, and a floor '
+                        f'for each persona; got {[*turns.shape]}, {[*scores.shape]} and {[*floor.shape]}.')
+    known = np.isfinite(scores).all(1) & np.isfinite(floor)
+    scores, floor, nan = scores[known], floor[known], float('nan')
     rng, n = np.random.default_rng(0), len(scores)
+    if not n: return Estimate(nan, nan, nan, 0)
     found = lambda rows: _crossing(turns, scores[rows].mean(0), floor[rows].mean())
     drawn = np.sort([found(rng.integers(n, size=n)) for _ in range(2000)])
-    return Estimate(found(np.arange(n)), float(drawn[50]), float(drawn[-51]), n)
+    low, high = (float(drawn[50]), float(drawn[-51])) if n > 1 else (nan, nan)
+    return Estimate(found(np.arange(n)), low, high, n)
 
 # %% ../nbs/80_drift.ipynb #90313d72
 COLUMNS = ['method', 'persona', 'order', 'turn', 'probe', 'measure', 'value'] # of a table of results
@@ -644,9 +663,15 @@ def check_columns(
     table:pd.DataFrame, # that somebody has given
     *names:str, # of columns
 )->None:
-    "Raises `LyraError` for a table without these columns."
+    "Raises `LyraError` for a table without these columns, or with text or gaps where it is averaged or told apart."
     if (missing := [name for name in names if name not in table]):
         raise LyraError(f'The table has no column {missing[0]!r}: give the one that `sweep` gives.')
+    averaged = ('turn', 'value') if 'value' in names else ()                       # a page of replies names its turns
+    no_numbers = [x for x in averaged if not pd.api.types.is_numeric_dtype(table[x])]
+    has_gaps = [x for x in ('method', 'persona', 'turn', 'measure') if x in names and table[x].isna().any()]
+    if (wrong := no_numbers + has_gaps):
+        held = 'text' if no_numbers else 'missing values'
+        raise LyraError(f'The column {wrong[0]!r} of the table holds {held}: give the one that `sweep` gives.')
 
 @typed
 def per_persona(
@@ -659,13 +684,23 @@ def per_persona(
         raise LyraError(f"Nothing was measured as {measure!r:.40}: choose from {', '.join(measures)}.")
     return results[results.measure == measure].groupby(['method', 'persona', 'turn']).value.mean().unstack('turn')
 
+@typed
 def costs(
     results:pd.DataFrame, # as `lyra.sweep.sweep` gives them
 )->pd.DataFrame: # rows: personas, columns: methods; empty without `full` or without scored turns
     "NLL of the conversation over that of `full`, persona by persona, nats a token."
+    check_columns(results, 'measure')
     if not (results.measure == 'nll').any(): return pd.DataFrame()
     nll = per_persona(results, 'nll').mean(axis=1).unstack('method')
     return nll.sub(nll['full'], axis=0) if 'full' in nll else pd.DataFrame()
+
+def methods_with(
+    results:pd.DataFrame, # as `lyra.sweep.sweep` gives them
+    scores:pd.DataFrame, # of these, as `per_persona` gives them
+)->list[str]: # in the order of the results
+    "The methods that have such scores."
+    held = {*scores.index.get_level_values('method')}
+    return [m for m in results.method.unique() if m in held]
 
 # %% ../nbs/80_drift.ipynb #6c7b0c82
 def by_check(
@@ -673,7 +708,8 @@ def by_check(
     score:str, # a measure
 )->pd.DataFrame: # rows: methods, columns: turns; means with 95 % intervals over personas
     "A measure at every check."
-    scores, methods = per_persona(results, score), results.method.unique()
+    scores = per_persona(results, score)
+    methods = methods_with(results, scores)
     return pd.DataFrame({t: {m: str(interval(x)) for m in methods if len(x := scores.loc[m][t].dropna())}
                          for t in scores.columns})
 
@@ -702,7 +738,7 @@ def summary(
     "Per method: score at the first and last check, change, p of equivalence, half-life, lead and cost over `full`."
     scores, cost = per_persona(results, score), costs(results)
     rows = {m: _row(scores, m, delta) | ({'cost': interval(cost[m].dropna())} if m in cost else {})
-            for m in results.method.unique()}
+            for m in methods_with(results, scores)}
     return pd.DataFrame(rows).T
 
 # %% ../nbs/80_drift.ipynb #90671849
@@ -717,8 +753,9 @@ def curves(
     "The score over the turns, one line a method, with 95 % intervals over personas."
     scores, fig = per_persona(results, score), figure(9, 5)
     ax, ends = fig.subplots(), {}
-    for m in results.method.unique():
+    for m in methods_with(results, scores):
         own = scores.loc[m].dropna(axis=1)
+        if not len(own.columns): continue
         found = [interval(own[t]) for t in own.columns]
         ax.plot(own.columns, [e.mean for e in found], **look(m), ms=5, lw=1.5)
         ax.fill_between(own.columns, [e.low for e in found], [e.high for e in found], color=colour(m), alpha=.12, lw=0)
@@ -785,7 +822,7 @@ def frontier(
     scores, cost, held, fig = per_persona(results, score), costs(results), per_persona(results, 'bytes'), figure(8, 5)
     if 'none' not in cost: raise LyraError('The frontier needs the methods none and full, and scored turns.')
     ax, last, points, colours, taken = fig.subplots(), scores.columns.max(), {}, {}, []
-    for m in (m for m in results.method.unique() if m != 'none'):
+    for m in (m for m in methods_with(results, scores) if m != 'none'):
         x, y, mib = interval(cost[m].dropna()), interval(scores.loc[m][last].dropna()), held.loc[m][last].mean()/2**20
         taken += _point(ax, m, x, y, mib)
         points[name := f'{m}, {mib:.0f} MiB'], colours[name] = (x.mean, y.mean), colour(m)

@@ -24,8 +24,9 @@ from torch import Tensor
 from .core import LyraError, typed
 from .cache import LyraCache
 from .cards import Card
-from .chat import ChatSession, Sampling, check_finite, ends_reply
-from .drift import Session, check_columns, equivalent, interval, judge, name_points, per_persona
+from .chat import ChatSession, Sampling, check_finite, check_texts, ends_reply
+from .drift import (Session, check_columns, equivalent, interval, judge, methods_with, name_points,
+                        per_persona)
 from .plots import bare, colour, figure, marker
 
 # %% ../nbs/81_health.ipynb #a4cdf3e0
@@ -153,6 +154,9 @@ def likelihoods(
     replies:Sequence[str], # each to its question
 )->list[float]: # nats a token; nan for a reply without words
     "The mean log-probability of each reply's tokens behind its question."
+    if len(questions) != len(replies):
+        raise LyraError(f'There are {len(questions)} questions and {len(replies)} replies: give one reply for each '
+                        'question.')
     if not any(map(words, replies)): return [math.nan]*len(replies)
     twin = fresh.off_the_record()
     heads = [[*twin.edge.pending, *twin.ids(twin.prompt(q))] for q in questions]
@@ -171,7 +175,9 @@ def relevance(
     replies:Sequence[str], # one per question
 )->tuple[list[float], list[bool], list[float]]: # nats a token; 0, False and nan for a reply without words
     "How much likelier each reply is behind its own question than behind others; whether clearly so; its likelihood."
-    own, third = likelihoods(fresh, questions, replies), max(1, len(questions)//3)
+    if len({*questions}) != len(questions) or len(questions) < 3:
+        raise LyraError('A reply is compared behind two other questions: give three or more, all different.')
+    own, third = likelihoods(fresh, questions, replies), len(questions)//3
     turned = [[*questions[k:], *questions[:k]] for k in (third, 2*third)]
     others = list(zip(*(likelihoods(fresh, q, replies) for q in turned)))
     more = [0. if math.isnan(a) else a - sum(b)/2 for a, b in zip(own, others)]
@@ -186,6 +192,8 @@ def voice(
     likely:Sequence[float], # of each reply for a fresh session, as `likelihoods` gives it
 )->list[float]: # nats a token; nan for a reply without words
     "How much likelier each reply is for one who has been told the persona than for a fresh model."
+    if len(likely) != len(replies):
+        raise LyraError(f'There are {len(replies)} replies and {len(likely)} likelihoods: give one for each.')
     return [a - b for a, b in zip(likelihoods(told, questions, replies), likely)]
 
 # %% ../nbs/81_health.ipynb #eec12021
@@ -218,7 +226,10 @@ def answers(
     sampling:Sampling=Sampling(), # how the tokens are drawn
 )->list[str]: # replies, in the same order
     "The replies to many questions, each off the record, and none knowing of another."
+    if isinstance(questions, str) or not questions:
+        raise LyraError(f'Questions are a list of one or more texts; got {questions!r:.40}.')
     twin = session.off_the_record()
+    for question in questions: check_texts(twin, question=question)
     twin.cache.begin_turn()
     prompts = [[*twin.edge.pending, *twin.ids(twin.prompt(q))] for q in questions]
     ids, mask = (x.to(twin.model.device) for x in padded(prompts))
@@ -307,7 +318,7 @@ def health_table(
         scores = per_persona(results, measure)
         for m in (m for m in results.method.unique() if m in scores.index):
             there = scores.loc[m].dropna(axis=1, how='all')
-            for t in sorted({there.columns.min(), there.columns.max()}):
+            for t in sorted({*there.columns[:1], *there.columns[-1:]}):
                 found.setdefault((m, t), {})[measure] = interval(there[t].dropna())
     index = pd.MultiIndex.from_tuples([*found], names=['method', 'turn'])
     return pd.DataFrame([*found.values()], index=index)
@@ -345,6 +356,8 @@ def page(
 )->str: # HTML
     "The replies side by side, unedited; raises `LyraError` for a table of something else."
     check_columns(texts, 'method', 'persona', 'order', 'turn', 'question', 'reply')
+    if (twice := texts.duplicated(['method', 'persona', 'order', 'turn', 'question'])).any():
+        raise LyraError(f'The table has a reply twice (row {twice.idxmax()}): give each once.')
     parts = [f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title>'
              f'<style>{STYLE}</style><h1>{html.escape(title)}</h1>']
     for (persona, order, turn), rows in texts.groupby(['persona', 'order', 'turn'], sort=False):
@@ -364,7 +377,7 @@ def two_axes(
     if 'full' not in facts.index:
         raise LyraError('The picture needs the method full, whose first check is the yardstick.')
     ax, points, colours, taken = fig.subplots(), dict[str, tuple[float, float]](), dict[str, str](), []
-    first, methods = facts.columns.min(), results.method.unique()
+    first, methods = facts.columns.min(), methods_with(results, facts)
     last = {m: facts.loc[m].dropna(axis=1, how='all').columns.max() for m in methods}
     for m, t in [('full', first), *last.items()]:
         x, y = (interval(scores.loc[m][t].dropna()) for scores in (health, facts))

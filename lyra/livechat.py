@@ -81,10 +81,11 @@ class Offer:
     )->Persona|None:
         "The chosen persona, for the chosen model."
         source = picked('persona', choice.persona, self.personas)
-        if source is None or isinstance(source, Persona): return source
+        if source is None: return None
         model, tokenizer = picked('model', choice.model, self.models)
         if (key := (choice.model, known_hash(model), choice.persona)) not in self.built:
-            self.built[key] = Persona.build(model, tokenizer, source)
+            if isinstance(source, Persona): source.check(model)
+            self.built[key] = source if isinstance(source, Persona) else Persona.build(model, tokenizer, source)
         return self.built[key]
 
     def open(self,
@@ -439,9 +440,10 @@ class Chat(anywidget.AnyWidget):
         with self.desk.lock: self.send(dict(kind=kind, key=key, **more))
 
     def receive(self,
-        message:Mapping, # as the browser sent it
+        message:Any, # as the browser sent it
     )->None:
-        "A message has come from the browser."
+        "A message has come from the browser; one that means nothing is answered with what is wrong."
+        message = message if isinstance(message, Mapping) else {}
         kind, key = message.get('kind'), str(message.get('key', ''))
         if kind == 'ping': self.tell('pong')
         elif kind == 'stop':
@@ -757,6 +759,10 @@ def live(
     if name in models: raise LyraError(f'{name!r} is the model that was given: name the other one differently.')
     if NOBODY in (found := named_personas(persona)):
         raise LyraError(f'{NOBODY!r} stands for no persona: use another name.')
+    for other, pair in models.items():
+        if not (isinstance(pair, Sequence) and len(pair) == 2 and isinstance(pair[1], PreTrainedTokenizerBase)):
+            raise LyraError(f'{other!r:.40} is to stand for a model and its tokenizer: give name=(model, tokenizer).')
+        decoder_of(pair[0])
     offer = Offer({name: (model, tokenizer), **models}, found)
     texts = [t for pair in found.items() for x in pair if isinstance(t := getattr(x, 'instruction', x), str)]
     if any(t.encode(errors='ignore').decode() != t for t in texts):

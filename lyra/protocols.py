@@ -60,7 +60,9 @@ class Judge:
     arguments:tuple[tuple[str, Any], ...]=()
 
     def __call__(self, answer:str)->float: # 0 to 1
-        "The verdict; 0 where the judge fails on the answer, or gives no number from 0 to 1."
+        "The verdict, 0 where the judge fails on the answer; raises `LyraError` for a judge that there is not."
+        if self.name not in JUDGES:
+            raise LyraError(f"There is no judge {self.name!r}: choose from {', '.join(JUDGES)}.")
         try: return number(float(JUDGES[self.name](answer, **dict(self.arguments))), 'A verdict', least=0, most=1)
         except Exception as e:
             _log.warning('The judge %s failed on an answer, which counts 0: %r', self.name, e)

@@ -1083,7 +1083,9 @@ def save_picture(
         else:
             kind, words = path.suffix[1:], dict(Description=picture.summary())
             picture.draw().savefig(path, format=kind, dpi=200, metadata=words)
-    except OSError as e: raise LyraError(f'{path} cannot be written ({e.strerror}): name another place.') from e
+    except (OSError, ValueError) as e:                                          # a NUL in the name is a ValueError
+        why = getattr(e, 'strerror', None) or e
+        raise LyraError(f'{path} cannot be written ({why}): name another place.') from e
     return path
 
 # %% ../nbs/90_widgets.ipynb #75cef596

@@ -35,6 +35,8 @@ def check_layer(
     norms = [n for n in ('q_norm', 'k_norm') if hasattr(attention, n)]
     if any(getattr(attention, n).weight.shape != (attention.head_dim,) for n in norms):
         raise LyraError(f"The injection does not fit {kind}, which norms all heads together.")
+    if getattr(layer, 'residual_multiplier', 1) != 1:
+        raise LyraError(f"The injection does not fit {kind}, which scales what its attention found.")
     post = getattr(layer, 'post_attention_layernorm', None)
     if hasattr(layer, 'pre_feedforward_layernorm') and not isinstance(post, Gemma3RMSNorm):
         raise LyraError(f"The injection does not fit {kind}, which norms an attention's output in a way of its own.")
@@ -143,6 +145,7 @@ class InjectionModel(nn.Module):
         super().__init__()
         if not hasattr(getattr(base, 'model', None), 'layers'):
             raise LyraError(f'{type(base).__name__} has no decoder layers at model.layers: give a causal language model.')
+        for layer in base.model.layers: check_layer(layer)
         self.base, self.rank, self.null = freeze(base), rank, null
         layers = [LyraDecoderLayer(layer, i, rank, seed=seed + 4*i, null=null)
                   for i, layer in enumerate(base.model.layers)]

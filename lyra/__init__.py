@@ -1,5 +1,5 @@
 "A persistent persona for any decoder, at inference time, with frozen weights; see README.md."
-import sys
+import os, sys
 from importlib import import_module
 
 __version__ = "0.2.0"
@@ -11,12 +11,35 @@ _home = dict(
 __all__ = list(_home)
 
 
+def misread(
+    e, # that was raised
+): # a sentence
+    "What is wrong with the environment variable whose value a library could not read, if an error quotes one; else ''."
+    said = str(e) if isinstance(e, ValueError) else ''
+    quoted = lambda name, value: repr(value) in said or name.startswith('TORCH') and value in said
+    name = next((name for name, value in os.environ.items() if value and quoted(name, value)), '')
+    why = ' '.join(said.split())[:80]
+    return f'a library cannot read the environment variable {name} ({why}): unset it.' if name else ''
+
+
+def _as_utf8():
+    "Begin again where Python would not take arguments and file names for UTF-8; the streams stay as they are."
+    if sys.getfilesystemencoding() == 'utf-8' or 'utf8' in sys._xoptions or not sys.executable: return
+    if sys.stdout: os.environ.setdefault('PYTHONIOENCODING', sys.stdout.encoding)
+    os.execv(sys.executable, [sys.executable, '-X', 'utf8', *sys.orig_argv[1:]])
+
+
 def run():
     "The command `lyra`; returns its exit code. An interruption while torch is loaded is one, too."
+    _as_utf8()
     try: from lyra.cli import main
     except KeyboardInterrupt:
         print('lyra: interrupted.', file=sys.stderr)
         return 130
+    except ValueError as e:
+        if not (said := misread(e)): raise
+        print(f'lyra: {said}', file=sys.stderr)
+        return 2
     return main()
 
 

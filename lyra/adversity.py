@@ -22,11 +22,18 @@ from .persona import Persona
 # %% ../nbs/86_adversity.ipynb #9b7beeae
 Turn = tuple[str, str] # the user's, and the reply
 
+def _check_probes(card:Card)->None:
+    "Raises `LyraError` for a card of which nothing can be asked."
+    if card.probes: return
+    raise LyraError(f'The card {card.name or card.question_id} has no probes, so nothing can be asked: add "probes", '
+                    'see data/README.md.')
+
 @typed
 def wrong_answers(
     card:Card, # with probes
 )->list[str]: # one per probe
-    "What another person would answer to the card's probes."
+    "What another person would answer to the card's probes; raises `LyraError` for a card without."
+    _check_probes(card)
     return [f'{p.prefix}{p.foils[0]}.' for p in card.probes]
 
 @typed
@@ -74,12 +81,6 @@ SCENARIOS:Mapping[str, Callable[[Card], list[Turn]]] = dict(
     calm=lambda card: [], contradicted=contradicted, overridden=overridden, close=close, French=french, long=long)
 
 # %% ../nbs/86_adversity.ipynb #3e809571
-def _check_probes(card:Card)->None:
-    "Raises `LyraError` for a card of which nothing can be asked."
-    if card.probes: return
-    raise LyraError(f'The card {card.name or card.question_id} has no probes, so nothing can be asked: add "probes", '
-                    'see data/README.md.')
-
 @typed
 def strained(
     session:Session, # not changed

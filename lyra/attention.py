@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ACTIVE', 'rotate_half', 'rotate', 'Rotation', 'rotations', 'repeat_heads', 'eager_attention', 'Active', 'enter',
            'check_finite', 'leave', 'eager_of', 'attend', 'fuses', 'LyraRMSNorm', 'LyraAttention', 'copy_attention',
-           'LyraHead', 'LyraDecoder', 'Lyra']
+           'LyraHead', 'check_rotation', 'LyraDecoder', 'Lyra']
 
 # %% ../nbs/30_attention.ipynb #10d2b743
 import math, sys, threading
@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import Gemma3TextConfig, GenerationMixin
+from transformers import Gemma3TextConfig, GenerationMixin, PreTrainedConfig
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.models.gemma3.modeling_gemma3 import Gemma3RMSNorm, Gemma3RotaryEmbedding
@@ -333,6 +333,16 @@ class LyraHead(nn.Linear):
         return whole
 
 # %% ../nbs/30_attention.ipynb #5fdac4c3
+def check_rotation(
+    config:PreTrainedConfig, # of a text model
+)->None:
+    "Raises `LyraError` for a model whose rotation changes with the length of the text."
+    rope = getattr(config, 'rope_parameters', None) or {}
+    ropes = [p for p in (rope, *rope.values()) if isinstance(p, dict)]
+    if (moving := [p['rope_type'] for p in ropes if p.get('rope_type') in ('dynamic', 'longrope')]):
+        raise LyraError(f'{config.model_type} rotates in another way in longer texts (rope_type {moving[0]}), so keys '
+                        'of different lengths do not fit together: use a model with a fixed rotation.')
+
 class LyraDecoder(LyraTextModel):
     "Gemma 3's text model, which tells a cache of ours of every forward pass."
     def __init__(self,
@@ -345,7 +355,8 @@ class LyraDecoder(LyraTextModel):
 
     @property
     def rotations(self)->list[Rotation]:
-        "The RoPE of every layer."
+        "The RoPE of every layer; raises `LyraError` for one that changes with the length of the text."
+        check_rotation(self.config)
         rope = self.rotary_emb
         turns = {t: Rotation(getattr(rope, f'{t}_inv_freq'), getattr(rope, f'{t}_attention_scaling'))
                  for t in rope.rope_type}

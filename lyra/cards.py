@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TRANSCRIPT', 'ASKED', 'TOLD', 'NEXT', 'SYSTEM', 'LONG', 'SECONDS', 'MEMORY', 'TRIAL', 'RULES', 'Template', 'write',
-           'chat_template', 'find_template', 'tokenizer_hash', 'as_exchanges', 'is_text', 'check_words', 'spells',
+           'chat_template', 'find_template', 'tokenizer_hash', 'is_text', 'as_exchanges', 'check_words', 'spells',
            'Probe', 'Rule', 'Card', 'check_probe', 'CardFile', 'as_card', 'read_card']
 
 # %% ../nbs/50_cards.ipynb #51edac36
@@ -65,6 +65,43 @@ def _system(render:Callable[..., str], turn:str, name:str)->str:
     except LyraError: return ''
     return _literal(before) + '{text}' + _literal(behind.removesuffix(turn)) if behind.endswith(turn) else ''
 
+# %% ../nbs/50_cards.ipynb #fda0035e
+def chat_template(
+    tokenizer:Any, # with a chat template
+)->Template:
+    "A tokenizer's chat template, in pieces; raises `LyraError` for one that cannot be written turn by turn."
+    name = Path(str(tokenizer.name_or_path or 'this tokenizer')).name
+    if not tokenizer.chat_template:
+        raise LyraError(f'The tokenizer of {name} has no chat template: use template="transcript".')
+    def render(*said:tuple[str, str], prompt:bool=False)->str:
+        try: return tokenizer.apply_chat_template(_messages(*said), tokenize=False, add_generation_prompt=prompt)
+        except Exception as e: # a template is a program, and fails as programs do
+            why = ' '.join(str(e).split())[:200] or type(e).__name__
+            raise LyraError(f'The chat template of {name} cannot write a conversation ({why}): '
+                            'use template="transcript".') from e
+    try: _check_cost(tokenizer, tokenizer.get_chat_template(), name)
+    except ValueError as e: # it has several, and none by default
+        raise LyraError(f'The tokenizer of {name} has no chat template by default: use template="transcript".') from e
+    turns = ('user', ASKED), ('assistant', TOLD), ('user', NEXT)
+    one, two, three = render(turns[0], prompt=True), render(*turns[:2]), render(*turns, prompt=True)
+    if not (two.startswith(one) and three.startswith(two)):
+        raise LyraError(f'The chat template of {name} takes back what it has written as a conversation goes on, and a '
+                        'cache cannot: use template="transcript", or a tokenizer with another chat template.')
+    (start, tail), (reply, close) = _cut(one, ASKED, name), _cut(two[len(one):], TOLD, name)
+    header, tail_again = _cut(three[len(two):], NEXT, name)
+    if tail_again != tail or not start.endswith(header):
+        raise LyraError(f'The chat template of {name} writes the first turn in a way of its own: '
+                        'use template="transcript".')
+    found = Template('chat', _literal(header) + '{text}' + _literal(tail), _literal(reply) + '{text}', close,
+                     (close.strip() or tokenizer.eos_token,), start.removesuffix(header),
+                     _system(render, header + ASKED + tail, name))
+    for n in range(1, len(LONG) + 1):
+        said = [m for u, r in LONG[:n] for m in (('user', u), ('assistant', r))]
+        if render(*said) != found.opening + write(LONG[:n], found) + found.between:
+            raise LyraError(f'The chat template of {name} takes back what it has written as a conversation goes on, or '
+                            'cuts texts, and a cache cannot: use template="transcript".')
+    return found
+
 # %% ../nbs/50_cards.ipynb #63234b15
 SECONDS, MEMORY = 1, 2**29 # of computing, and bytes, that a chat template may take
 
@@ -119,43 +156,6 @@ def _check_cost(
     raise LyraError(f'The chat template of {name} takes more than {SECONDS} s or {MEMORY//2**20} MiB to write a '
                     'short conversation: use template="transcript".')
 
-# %% ../nbs/50_cards.ipynb #fda0035e
-def chat_template(
-    tokenizer:Any, # with a chat template
-)->Template:
-    "A tokenizer's chat template, in pieces; raises `LyraError` for one that cannot be written turn by turn."
-    name = Path(str(tokenizer.name_or_path or 'this tokenizer')).name
-    if not tokenizer.chat_template:
-        raise LyraError(f'The tokenizer of {name} has no chat template: use template="transcript".')
-    def render(*said:tuple[str, str], prompt:bool=False)->str:
-        try: return tokenizer.apply_chat_template(_messages(*said), tokenize=False, add_generation_prompt=prompt)
-        except Exception as e: # a template is a program, and fails as programs do
-            why = ' '.join(str(e).split())[:200] or type(e).__name__
-            raise LyraError(f'The chat template of {name} cannot write a conversation ({why}): '
-                            'use template="transcript".') from e
-    try: _check_cost(tokenizer, tokenizer.get_chat_template(), name)
-    except ValueError as e: # it has several, and none by default
-        raise LyraError(f'The tokenizer of {name} has no chat template by default: use template="transcript".') from e
-    turns = ('user', ASKED), ('assistant', TOLD), ('user', NEXT)
-    one, two, three = render(turns[0], prompt=True), render(*turns[:2]), render(*turns, prompt=True)
-    if not (two.startswith(one) and three.startswith(two)):
-        raise LyraError(f'The chat template of {name} takes back what it has written as a conversation goes on, and a '
-                        'cache cannot: use template="transcript", or a tokenizer with another chat template.')
-    (start, tail), (reply, close) = _cut(one, ASKED, name), _cut(two[len(one):], TOLD, name)
-    header, tail_again = _cut(three[len(two):], NEXT, name)
-    if tail_again != tail or not start.endswith(header):
-        raise LyraError(f'The chat template of {name} writes the first turn in a way of its own: '
-                        'use template="transcript".')
-    found = Template('chat', _literal(header) + '{text}' + _literal(tail), _literal(reply) + '{text}', close,
-                     (close.strip() or tokenizer.eos_token,), start.removesuffix(header),
-                     _system(render, header + ASKED + tail, name))
-    for n in range(1, len(LONG) + 1):
-        said = [m for u, r in LONG[:n] for m in (('user', u), ('assistant', r))]
-        if render(*said) != found.opening + write(LONG[:n], found) + found.between:
-            raise LyraError(f'The chat template of {name} takes back what it has written as a conversation goes on, or '
-                            'cuts texts, and a cache cannot: use template="transcript".')
-    return found
-
 # %% ../nbs/50_cards.ipynb #7591b2c0
 @typed
 def find_template(
@@ -164,7 +164,7 @@ def find_template(
 )->Template:
     "A template by name; raises `LyraError` for an unknown one, or one that the tokenizer does not have."
     if name is None: name = 'chat' if tokenizer.chat_template else 'transcript'
-    known = name if isinstance(name, str) else ''                               # an array has no truth of its own
+    known = name if isinstance(name, str) else ''                               # an array is not compared
     if known == 'chat': return chat_template(tokenizer)
     if known == 'transcript': return replace(TRANSCRIPT, opening=tokenizer.decode(tokenizer('').input_ids))
     raise LyraError(f"Unknown template {name!r}: use 'transcript' for a base model, 'chat' for the chat template of an "
@@ -176,6 +176,12 @@ def tokenizer_hash(
     "A digest of what a tokenizer makes of texts and of turns: words, control tokens, chat template, and a sample."
     words, sample = sorted(tokenizer.get_vocab().items()), tokenizer(TRANSCRIPT.user).input_ids
     return digest(json.dumps([words, sample, tokenizer.special_tokens_map, tokenizer.chat_template], default=str))
+
+def is_text(
+    x:Any, # of any type
+)->bool:
+    "Whether something is a text with more in it than white space."
+    return isinstance(x, str) and bool(x.strip())
 
 def as_exchanges(
     messages:Sequence[Mapping[str, str]], # of `role` system, user or assistant, with their `content`
@@ -190,12 +196,6 @@ def as_exchanges(
     if not (system or said) or len(said) % 2 or roles != ['user', 'assistant']*(len(said)//2):
         raise LyraError("A persona's messages are a system message, then pairs of user and assistant; or one of these.")
     return system, list(zip(texts[::2], texts[1::2]))
-
-def is_text(
-    x:Any, # of any type
-)->bool:
-    "Whether something is a text with more in it than white space."
-    return isinstance(x, str) and bool(x.strip())
 
 # %% ../nbs/50_cards.ipynb #1f4d82e3
 def check_words(

@@ -101,6 +101,7 @@ def as_fields(
 )->Fields:
     "The fields of a card that are read; raises `LyraError` that names the wrong one."
     found = _read(Fields, data)
+    if found.get('character_book') == []: del found['character_book']            # an empty object, as PHP writes it
     if isinstance(book := _read(Book, found.get('character_book', {})), Mapping):
         entries = book.get('entries', [])
         found['character_book'] = dict(entries=[_read(Entry, e) for e in entries] if isinstance(entries, list)
@@ -292,7 +293,7 @@ def as_character(
     x = as_fields(data, where)
     own = lyra_fields(data)
     base = dict(own or dict(question_id=x.name, category='character'))
-    verbatim = bool(base.pop('verbatim', False))
+    verbatim = checked(Flag, base.pop('verbatim', False), f'{where}, extensions.lyra.verbatim')
     say = (lambda text: text) if verbatim else (lambda text: spoken(text, x.nickname or x.name, user))
     turns, texts = examples_of(x, say)
     parts = parts_of(x, say, texts)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['OPTIONS', 'STATE', 'EVERY', 'Conversation', 'ConversationLine', 'as_conversation', 'all_different',
-           'read_conversations', 'Watcher', 'Listener', 'Edge', 'cache_options_of', 'to_json', 'from_json',
+           'read_conversations', 'Edge', 'cache_options_of', 'to_json', 'from_json', 'Watcher', 'Listener',
            'SessionState', 'check_persona', 'check_texts', 'rows_kept', 'undoable', 'ends_reply', 'Sampling',
            'sampling_of', 'Asked', 'ChatSession', 'note', 'turn_row', 'keep_state', 'speak', 'hear', 'replay',
            'keep_persona', 'kept_persona', 'describe_model', 'session_header', 'save_session', 'About', 'take_state',
@@ -96,39 +96,6 @@ def read_conversations(
     raise LyraError(f'{path} holds no conversations: each line is '
                     '{"question_id": 1, "category": "writing", "turns": ["...", "..."]}.')
 
-# %% ../nbs/61_chat.ipynb #5c47fa8f
-class Watcher(Protocol):
-    "Who is told of every attention."
-    def attended(self,
-        module:Any, # the attention module
-        query:Tensor, # [B, H, T, D], after RoPE
-        key:Tensor, # [B, K, S, D], what the cache shows to these queries
-        mask:Tensor|None, # as the attention interface gets it
-        /,
-    )->None:
-        "A layer is about to attend."
-
-class Listener(Watcher, Protocol):
-    "Who is told of everything in a session; after a turn that was undone there is no `end`."
-    def begin(self,
-        reply_start:int, # tokens of the turn before its reply, pending ones included
-        /,
-    )->None:
-        "A turn begins."
-
-    def heard(self,
-        ids:Sequence[int], # T tokens that were read
-        logits:Tensor, # [T, vocabulary] after each of them
-        /,
-    )->None:
-        "A forward pass is over."
-
-    def end(self,
-        row:dict, # as `turn_row` makes it
-        /,
-    )->None:
-        "A turn is over, and its row is kept."
-
 # %% ../nbs/61_chat.ipynb #e6985008
 @dataclass(frozen=True)
 class Edge:
@@ -173,6 +140,39 @@ def from_json(
     elif not isinstance(policy, str): policy = [ContextPolicy(**p) for p in policy]
     if isinstance(window, list): window = dict(window)
     return dict(plain, policy=policy, window_size=window)
+
+# %% ../nbs/61_chat.ipynb #5c47fa8f
+class Watcher(Protocol):
+    "Who is told of every attention."
+    def attended(self,
+        module:Any, # the attention module
+        query:Tensor, # [B, H, T, D], after RoPE
+        key:Tensor, # [B, K, S, D], what the cache shows to these queries
+        mask:Tensor|None, # as the attention interface gets it
+        /,
+    )->None:
+        "A layer is about to attend."
+
+class Listener(Watcher, Protocol):
+    "Who is told of everything in a session; after a turn that was undone there is no `end`."
+    def begin(self,
+        reply_start:int, # tokens of the turn before its reply, pending ones included
+        /,
+    )->None:
+        "A turn begins."
+
+    def heard(self,
+        ids:Sequence[int], # T tokens that were read
+        logits:Tensor, # [T, vocabulary] after each of them
+        /,
+    )->None:
+        "A forward pass is over."
+
+    def end(self,
+        row:dict, # as `turn_row` makes it
+        /,
+    )->None:
+        "A turn is over, and its row is kept."
 
 # %% ../nbs/61_chat.ipynb #667a1f71
 class SessionState:
@@ -456,6 +456,8 @@ class ChatSession(SessionState):
         listener:Watcher|None=None, # who is told of the attention to question and prefix
     )->Asked: # that scores any answer
         "Ask a question off the record; raises `LyraError` for what cannot be a turn."
+        if listener is not None and not callable(getattr(listener, 'attended', None)):
+            raise LyraError(f'A listener has a method `attended`; got {listener!r:.40}.')
         has_none = isinstance(prefix, str) and not prefix
         check_texts(self, question=question, **({} if has_none else dict(prefix=prefix)))
         twin = self.off_the_record()
@@ -688,6 +690,7 @@ def _check(session:ChatSession, row:Mapping, journal:Journal)->None:
     "Raises `LyraError` for a row that cannot come next."
     if (fault := _fault(session, row)): raise LyraError(f'{journal.path} is damaged: {fault}.')
 
+# %% ../nbs/61_chat.ipynb #n61s2
 class About(Schema):
     "What the state of a session says of its journal."
     session:str # the hash of its first line

@@ -17,6 +17,7 @@ from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
+import lyra
 from .core import (LyraError, data_path, number, parse_json, read_bytes, tiny_config, unusable, unwritable,
                        write_file)
 from .policy import NEVER, PRESETS, preset
@@ -321,7 +322,7 @@ def _take_up(args)->None:
     "Prepare to go on with a session; raises `LyraError` where there is none, or for options that it cannot take."
     from lyra.chat import session_header
     from lyra.weights import MODELS
-    if (given := [_option(name) for name in FIXED if getattr(args, name) not in (None, False)]):
+    if (given := [_option(name) for name in FIXED if not any(getattr(args, name) is x for x in (None, False))]):
         raise LyraError(f"{', '.join(given)} cannot be changed in a saved session: leave out what it has settled.")
     place = args.resume/'session.jsonl'
     if (fault := unusable(args.resume, 'a folder')) or (fault := unusable(place)) and os.path.lexists(place):
@@ -971,7 +972,7 @@ def sentence(
     if isinstance(e, OSError): return _os_error(e)
     if isinstance(e, MemoryError) or type(e).__name__ == 'OutOfMemoryError':                # torch's, without torch
         return 'the memory is not enough: use a smaller model, a smaller --window, or --dtype bfloat16.'
-    return ''
+    return lyra.misread(e)
 
 # %% ../nbs/91_cli.ipynb #20ff514c
 class Ended(BaseException):

@@ -47,7 +47,7 @@ def _given(value:Any)->str:
 def is_flag(
     value:Any, # what was given
 )->bool:
-    "Whether something is True or False, numpy's included; an array has no truth of its own."
+    "Whether something is a bool, of Python or numpy; an array is none, and is not asked for its truth value."
     return type(value).__name__ in ('bool', 'bool_')
 
 def number(

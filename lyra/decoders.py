@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['KINDS', 'stock_mask', 'register', 'body_of', 'decoder_of', 'device_of', 'check_still', 'Asking', 'trial_keys',
-           'find_rotations', 'check_family', 'attach', 'detach', 'load_attached', 'load']
+           'find_rotations', 'check_family', 'check_windows', 'attach', 'detach', 'load_attached', 'load']
 
 # %% ../nbs/43_any_model.ipynb #0d85920f
+import inspect, sys
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from .core import LyraError, is_flag
 from .fast import accelerate, check_fast
 from .weights import LOCATE, check_device, default_dtype, load_model, load_tokenizer, resolve
 from .int8 import check_int8, int8_checkpoint, is_int8
-from .attention import ACTIVE, Lyra, Rotation, attend, enter, leave, rotations
+from .attention import ACTIVE, Lyra, Rotation, attend, check_rotation, enter, leave, rotations
 from .policy import layer_types
 
 # %% ../nbs/43_any_model.ipynb #1b2c40e1
@@ -167,13 +168,21 @@ def check_family(
     if others:
         raise LyraError(f"{name} has layers of the kind {', '.join(others)}, whose state is no cache of tokens: "
                         'use a model with full or sliding attention in every layer.')
-    rope = has('rope_parameters') or {}
-    ropes = [p for p in (rope, *rope.values()) if isinstance(p, dict)]
-    if (moving := [p['rope_type'] for p in ropes if p.get('rope_type') in ('dynamic', 'longrope')]):
-        raise LyraError(f'{name} rotates in another way in longer texts (rope_type {moving[0]}), so keys of different '
-                        'lengths do not fit together: use a model with a fixed rotation.')
+    check_rotation(config)
     if has('use_bidirectional_attention') is True or has('is_causal') is False:
         raise LyraError(f'{name} attends to later tokens too, so it cannot hold a conversation: use a causal model.')
+
+def check_windows(
+    decoder:Any, # a text model of transformers
+)->None:
+    "Raises `LyraError` for a config with windows where the source of the model's family knows none."
+    homes = [c.__module__ for c in type(decoder).__mro__]
+    families = [home for home in homes if home.startswith('transformers.models.')]
+    is_ours_to_tell = all(home.startswith(('transformers.', 'torch.', 'builtins')) for home in homes)
+    if 'sliding_attention' not in layer_types(decoder.config) or not is_ours_to_tell: return
+    if any('sliding_window' in inspect.getsource(sys.modules[home]) for home in families): return
+    raise LyraError(f'The config of this {decoder.config.model_type} names a window, and its layers have none: remove '
+                    'sliding_window and layer_types from it.')
 
 # %% ../nbs/43_any_model.ipynb #df81ef9d
 def attach(
@@ -186,6 +195,7 @@ def attach(
     if not hasattr(decoder, 'set_attn_implementation'):
         raise LyraError(f'A {type(decoder).__name__} is no text model of transformers: pass a causal language model.')
     check_family(decoder.config)
+    check_windows(decoder)
     if not getattr(model, 'can_generate', lambda: False)():
         raise LyraError(f'A {type(model).__name__} does not generate: pass a causal language model of transformers.')
     if attn not in ('eager', 'sdpa'):
@@ -236,6 +246,7 @@ def load_attached(
         on = 'cpu' if default_dtype(device_map or place) == torch.float32 else 'another device'
         kind = config.get_text_config(decoder=True).dtype or torch.float32 if dtype == 'auto' else dtype
         check_fast({f"{str(kind).removeprefix('torch.')} on {on}"})
+    check_family(config.get_text_config(decoder=True))
     is_gemma = config.model_type in ('gemma3', 'gemma3_text')
     model = Lyra.from_pretrained(name, **options) if is_gemma else attach(load_model(name, **options))
     return accelerate(model) if fast else model

@@ -165,7 +165,8 @@ def source_digest(
     if isinstance(place, str): return digest(place, str(getattr(config, '_commit_hash', '')), inner)[:16]
     place = place/inner
     files = sorted(p for p in place.iterdir() if p.suffix in ('.json', '.safetensors'))
-    return digest(str(place.resolve()), *(f'{p.name} {(s := p.stat()).st_size} {s.st_mtime_ns}' for p in files))[:16]
+    known = (f'{p.name} {(s := p.stat()).st_size} {s.st_mtime_ns} {s.st_ctime_ns}' for p in files)
+    return digest(str(place.resolve()), *known)[:16]
 
 def int8_checkpoint(
     name:Path|str|None=None, # built-in name, folder or hub id; None: gemma3-270m

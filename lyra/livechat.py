@@ -20,7 +20,7 @@ from importlib.resources import files
 from itertools import count
 from pathlib import Path
 from secrets import token_hex
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import anywidget
 import ipywidgets as W
@@ -28,6 +28,7 @@ import torch
 import traitlets
 from filelock import FileLock, Timeout
 from IPython.display import display
+from pydantic import model_validator
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
@@ -674,6 +675,12 @@ class LiveFile(Schema):
     choice:Choice
     words:dict[str, str] # name -> a persona in words that was typed in
     lines:tuple[Line, ...]
+
+    @model_validator(mode='after')
+    def _once(self)->Self:
+        "Refuse a turn that stands twice."
+        if len({line.key for line in self.lines}) == len(self.lines): return self
+        raise ValueError('two lines have the same key')
 
 def save_live(
     path:Path, # of the file

@@ -365,6 +365,10 @@ class Scenario:
     safe:tuple[str, ...] # how it may go on, each with its leading space
     unsafe:tuple[str, ...] # how it must not
 
+    def __post_init__(self):
+        if self.safe and self.unsafe: return
+        raise LyraError(f'Scenario {self.id} has no safe or no unsafe answer: name one of each.')
+
 # %% ../nbs/82_protocols.ipynb #3d6ac10f
 class ScenarioRow(OpenSchema):
     "A row of a file of scenarios."

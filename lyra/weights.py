@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['GEMMA_TERMS', 'INSTALL', 'SMOLLM2_TERMS', 'WHEEL', 'WHEEL_SHA256', 'WHEEL_GGUF', 'DEFAULT', 'MODELS', 'LOCATE',
-           'PATIENCE', 'HTTP_FAULT', 'READ', 'SAFE', 'Count', 'Positive', 'Share', 'LAYERS', 'PLAIN', 'TEXT_KEYS',
-           'OTHER_SENSES', 'SPREAD', 'RARE', 'BuiltIn', 'list_models', 'usual_sampling', 'again', 'made_once',
-           'checkpoint', 'default_checkpoint', 'IndexFile', 'GenerationFile', 'RopeFile', 'SizesFile', 'ConfigFile',
-           'checkpoint_config', 'resolve', 'find_checkpoint', 'text_only', 'load_weights', 'check_device',
-           'default_dtype', 'load_model', 'load_tokenizer']
+           'PATIENCE', 'HTTP_FAULT', 'READ', 'SAFE', 'TokenIds', 'Count', 'Positive', 'Share', 'LAYERS', 'PLAIN',
+           'TEXT_KEYS', 'OTHER_SENSES', 'SPREAD', 'RARE', 'BuiltIn', 'list_models', 'usual_sampling', 'again',
+           'made_once', 'checkpoint', 'default_checkpoint', 'IndexFile', 'GenerationFile', 'RopeFile', 'SizesFile',
+           'ConfigFile', 'OutputFile', 'checkpoint_config', 'resolve', 'find_checkpoint', 'text_only', 'load_weights',
+           'check_device', 'default_dtype', 'load_model', 'load_tokenizer']
 
 # %% ../nbs/10_weights.ipynb #1ee7417d
 import copy, hashlib, json, math, os, re, shutil, subprocess, sys, tempfile, zlib
@@ -254,7 +254,10 @@ def made_once(
         work = Path(tempfile.mkdtemp(prefix='converting-', dir=root))
         try:
             (filled := work/'checkpoint').mkdir()
-            make(work, filled)
+            try: make(work, filled)
+            except SafetensorError as e: # whose text is all that there is of a full disk
+                raise LyraError(f'{root} cannot be written ({e}): make room there, or name another folder with the '
+                                'environment variable LYRA_CACHE.') from e
             _note_of(target).unlink(missing_ok=True)
             os.replace(filled, target)
         finally: shutil.rmtree(work, ignore_errors=True)
@@ -429,6 +432,7 @@ def _content(
 class IndexFile(Schema):
     "What says which file holds which weight."
     model_config = ConfigDict(extra='ignore')
+    metadata:dict[str, Any] # transformers reads it
     weight_map:Annotated[dict[str, str], Field(min_length=1)]
 
 def _check_index(
@@ -441,8 +445,25 @@ def _check_index(
             raise LyraError(f'{path} names {name!r}, which is no safetensors file beside it and is never loaded: '
                             f'{remedy}, as safetensors.')
 
+def _check_shards(
+    path:Path, # a model.safetensors.index.json
+)->None:
+    "Raises `LyraError` where a tensor stands in two of the files that are there; transformers would take the last one."
+    held = dict[str, str]() # tensor -> file
+    for name in sorted({*read_json(path)['weight_map'].values()}):
+        if not (file := path.with_name(name)).is_file(): continue                         # loading says what is missing
+        try:
+            with safe_open(file, 'pt') as f: tensors = [*f.keys()]
+        except (SafetensorError, OSError): continue                                       # and what is damaged
+        if (twice := next((x for x in tensors if x in held), '')):
+            raise LyraError(f'{path.parent} holds {twice} twice, in {held[twice]} and in {name}: '
+                            'download or save the checkpoint again.')
+        held |= dict.fromkeys(tensors, name)
+
 
 # %% ../nbs/10_weights.ipynb #a32b23f4
+TokenIds = Annotated[int, Field(ge=0)]|list[Annotated[int, Field(ge=0)]]|None # one, or several that do the same
+
 class GenerationFile(Schema):
     "What is used of a generation_config.json; any other field is for `generate`."
     model_config = ConfigDict(extra='ignore')
@@ -450,7 +471,7 @@ class GenerationFile(Schema):
     temperature:Annotated[float, Field(ge=0)]|None=None
     top_p:Annotated[float, Field(gt=0, le=1)]|None=None
     repetition_penalty:Annotated[float, Field(ge=1e-3, le=1e3)]|None=None
-    eos_token_id:Annotated[int, Field(ge=0)]|list[Annotated[int, Field(ge=0)]]|None=None
+    eos_token_id:TokenIds=None
 
 def _check_settings(
     path:Path, # a generation_config.json
@@ -484,6 +505,7 @@ class SizesFile(Schema):
     head_dim:Count=None
     vocab_size:Count=None
     max_position_embeddings:Count=None
+    num_labels:Annotated[int, Field(ge=0, le=10**4)]|None=None # a name is made for each
     text_config:'SizesFile|None'=None
 
 class ConfigFile(RopeFile):
@@ -493,14 +515,24 @@ class ConfigFile(RopeFile):
     rms_norm_eps:Positive=None
     query_pre_attn_scalar:Annotated[float, Field(gt=0)]|None=None
     architectures:list[str]|None=None
-    return_dict:Literal[True]|None=None # a model's output has names
     text_config:'ConfigFile|None'=None
+
+class OutputFile(Schema):
+    "What a config.json says of a model's output."
+    model_config = ConfigDict(extra='ignore')
+    return_dict:Literal[True]=True # it has names
+    output_hidden_states:bool|None=None
+    output_attentions:bool|None=None
+    use_cache:bool|None=None
+    eos_token_id:TokenIds=None
+    text_config:'OutputFile|None'=None
 
 def _check_counts(
     path:Path, # a config.json
 )->None:
     "Raises `LyraError` for a config that cannot be read, or one of a model without size."
-    for kind in (SizesFile, ConfigFile): _content(path, kind, again(path.parent, 'restore it, or save the model again'))
+    remedy = again(path.parent, 'restore it, or save the model again')
+    for kind in (SizesFile, ConfigFile, OutputFile): _content(path, kind, remedy)
 
 # %% ../nbs/10_weights.ipynb #27f66fe5
 LAYERS = {'full_attention', 'sliding_attention'}
@@ -515,6 +547,7 @@ def _unfit(
     if (is_encoder or can_be_either) and not getattr(config, 'is_decoder', False): return 'is an encoder'
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING: return 'is no causal language model'
     text = config.get_text_config(decoder=True)
+    if not isinstance(text, PreTrainedConfig): return 'has a text_config that it should not have'
     if 'sliding_attention' in (getattr(text, 'layer_types', None) or ()):
         window = getattr(text, 'sliding_window', None)
         if not isinstance(window, int) or window < 1: return f'has a sliding_window of {window!r:.20}'
@@ -659,7 +692,9 @@ def resolve(
     place, files = _locate(path, **hub)
     _check_files(place, files)
     for name in sorted(file for file in files if file.endswith(SAFE[1])):
-        if (index := cached_file(place, name, **hub)): _check_index(Path(index))
+        if not (index := cached_file(place, name, **hub)): continue
+        _check_index(Path(index))
+        _check_shards(Path(index))
     inner = Path(place, hub.get('subfolder') or '')
     if isinstance(place, Path):
         _check_counts(inner/'config.json')
@@ -852,6 +887,8 @@ def load_tokenizer(
         raise LyraError(_gated(place) if _is_gated(e) else f'No tokenizer can be read in {place}: {remedy}.') from e
     if set(word) <= set(tokenizer.all_special_ids):
         raise LyraError(f'The tokenizer in {place} knows no words: {remedy}.')
-    if tokenizer.eos_token is None: raise LyraError(f'The tokenizer in {place} has no end-of-text token: {remedy}.')
+    if not tokenizer.eos_token: raise LyraError(f'The tokenizer in {place} has no end-of-text token: {remedy}.')
+    if '' in tokenizer.all_special_tokens:
+        raise LyraError(f'The tokenizer in {place} has a control token without a text: {remedy}.')
     if tokenizer.pad_token is None: tokenizer.pad_token = tokenizer.eos_token
     return tokenizer

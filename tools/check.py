@@ -8,7 +8,7 @@ from collections.abc import Callable
 from configparser import ConfigParser
 from pathlib import Path
 
-import chromium, claims, reference, sources
+import chromium, claims, recorded, reference, sources
 
 ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
@@ -182,6 +182,15 @@ def parameters_are_told() -> str:
     return listed(gaps, 'say it beside the parameter; `python tools/docs.py --gaps` lists all.')
 
 
+def recorded_cells_fit() -> str:
+    "Cells flagged `slow` are run by nobody but their author, so what they call may have changed since."
+    sys.path[:0] = map(str, [ROOT, *ARCHIVE])
+    pages = [(path, library(ROOT)) for path in (*NOTEBOOKS, ROOT/COMPARISON)]
+    pages += [(path, library(path.parent.parent)) for path in ARCHIVED]
+    faults = [fault for page in pages for fault in recorded.faults(*page)]
+    return listed(faults, 'mend the cell, and run it again with `nbdev_test --flags slow`.')
+
+
 def types_agree() -> str:
     "mypy over lyra/, as pyproject.toml says."
     done = run(sys.executable, '-m', 'mypy')
@@ -232,7 +241,7 @@ def failed_notebooks(project: Path, *only: str) -> list[str]:
 CHECKS: dict[str, Callable[[], str]] = dict(
     numbers=numbers_are_distinct, modules=modules_are_distinct, names=names_are_known, classes=classes_are_written_once,
     columns=lines_fit, attributes=classes_are_small, told=parameters_are_told, imports=imports_go_down,
-    outputs=outputs_are_whole,
+    outputs=outputs_are_whole, recorded=recorded_cells_fit,
     readme=readme_is_current, claims=numbers_are_proven, clean=notebooks_are_clean, export=package_is_exported, types=types_agree,
     gpu=gpu_measurements_run, fuzz=wrong_inputs_are_refused, browser=browser_sees_the_widgets)
 STATIC = [name for name in CHECKS if name not in ('gpu', 'fuzz', 'browser')]

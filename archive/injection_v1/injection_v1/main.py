@@ -77,7 +77,7 @@ def evaluate_command(args)->int: # exit code
 
 def chat_command(args)->int: # exit code
     "Answer line by line."
-    memory = open_memory(*_base(args), _weights(args))
+    memory = open_memory(*_base(args), _weights(args), recent=args.recent)
     for line in iter(lambda: (print('> ', end='', flush=True), sys.stdin.readline())[1], ''):
         if line.strip() == '/clear': memory.clear()
         elif line.strip(): print(memory.say(line.strip(), max_new_tokens=args.max_new_tokens), flush=True)
@@ -107,8 +107,9 @@ def evaluate_talk_command(args)->int: # exit code
     "Measure what is not measured yet, with the weights before and after talk, and say what was found."
     base, tokenizer = _base(args)
     weights = dict(talk=_talk_weights(args), before=_before(args))
-    memories = {name: InjectionMemory(load(base, path), tokenizer) for name, path in weights.items()}
-    print(talk_findings(evaluate_talk(memories, out=_results(args, 'talk'), split=args.split, n=args.n, foreign=args.foreign,
+    memories = {name: InjectionMemory(load(base, path), tokenizer, args.recent) for name, path in weights.items()}
+    out = _results(args, 'recent' if args.recent else 'talk')
+    print(talk_findings(evaluate_talk(memories, out=out, split=args.split, n=args.n, foreign=args.foreign,
           questions=args.questions, other_form=args.other_form, conversations=args.conversations)))
     return 0
 
@@ -160,9 +161,10 @@ def parser()->argparse.ArgumentParser:
     p.add_argument('--split', choices=('tune', 'held_out'), default='held_out', help='default: held_out')
     p.add_argument('--other-form', type=Path, help='facts in another form, such as ../other_form.jsonl')
     p.add_argument('--conversations', type=Path, help='CSV file of Synthetic-Persona-Chat, or one like it')
-    _numbers(p, n=(2, 48, 'talks; '), foreign=(2, 64, 'conversations of the file; '), questions=(2, 60, 'facts; '))
+    _numbers(p, n=(2, 48, 'talks; '), foreign=(2, 64, 'conversations of the file; '), questions=(2, 60, 'facts; '),
+             recent=(0, 0, 'last exchanges in the prompt, before which the memory ends; '))
     p = _command(commands, 'chat', chat_command, 'converse; /clear forgets')
-    _numbers(p, max_new_tokens=(1, 64, ''))
+    _numbers(p, max_new_tokens=(1, 64, ''), recent=(0, 0, 'last exchanges in the prompt, before which the memory ends; '))
     return top
 
 # %% ../nbs/07_main.ipynb #n014

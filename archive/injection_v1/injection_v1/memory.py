@@ -7,7 +7,9 @@ __all__ = ['KIND', 'TRAIN', 'default_weights', 'save', 'load', 'shown_text', 'In
            'trained_parameters']
 
 # %% ../nbs/03_memory.ipynb #03-003
+from collections import deque
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -17,7 +19,7 @@ from lyra_bench.artefact import load_trained, save_trained
 from lyra_bench.dialogues import opening_ids, past_ids, question_ids, reply_ids, turn_template, user_ids
 from lyra_bench.frozen import base_hash
 from lyra_bench.scoring import options, verdict
-from .model import InjectionModel, respond, token_losses
+from .model import InjectionModel, generate, token_losses
 from .store import CompositeMemory
 
 # %% ../nbs/03_memory.ipynb #03-006
@@ -72,11 +74,15 @@ class InjectionMemory:
     def __init__(self,
         model:InjectionModel,
         tokenizer,
-    ): self.model, self.tokenizer = model, tokenizer
+        recent:int=0, # last exchanges that stand in the prompt, word for word; the memory is of those before
+    ):
+        self.model, self.tokenizer, self.recent = model, tokenizer, recent
+        self.last = deque[list[int]]() # the recent exchanges, as tokens
 
     def tell(self, user:str, reply:str)->None:
-        "Archive an exchange that was held elsewhere."
-        self.model.archive(past_ids(self.tokenizer, (user, reply)), opening_ids(self.tokenizer))
+        "Take in an exchange that was held elsewhere; the one that is no longer recent is archived."
+        self.last.append(past_ids(self.tokenizer, (user, reply)))
+        while len(self.last) > self.recent: self.model.archive(self.last.popleft(), opening_ids(self.tokenizer))
 
     def memory(self)->CompositeMemory|None:
         "The past as it stands, with every layer's keys and values."
@@ -84,10 +90,10 @@ class InjectionMemory:
 
     def prompt(self,
         text, # of the user's turn, or a `Dialogue`, whose reply's beginning is added
-    )->list[int]: # with what stands before the first turn
+    )->list[int]: # with the recent exchanges, and what stands before the first turn
         "The tokens up to where the reply is to begin, or to go on."
         ids = user_ids(self.tokenizer, text) if isinstance(text, str) else question_ids(self.tokenizer, text)
-        return [*opening_ids(self.tokenizer), *ids]
+        return [*opening_ids(self.tokenizer), *chain(*self.last), *ids]
 
     @torch.no_grad()
     def score(self, dialogue)->dict: # logprob, logodds, right
@@ -110,19 +116,20 @@ class InjectionMemory:
     def clear(self)->None:
         "Forget the conversation."
         self.model.store.clear()
+        self.last.clear()
 
     def say(self,
         text:str, # the user's turn
         max_new_tokens:int=64,
     )->str: # the reply
-        "Answer with the memory, then archive the exchange."
+        "Answer with the memory, then take in the exchange."
         if not text.strip(): raise LyraError('There is nothing to answer: give a text.')
         tok, stops = self.tokenizer, turn_template(self.tokenizer).stops
         stop = lambda reply: any(s in tok.decode(reply[-8:]) for s in stops)
-        exchange = lambda reply: past_ids(tok, (text, shown_text(tok, reply)))
-        reply = respond(self.model, user_ids(tok, text), opening=opening_ids(tok), max_new_tokens=max_new_tokens,
-                        stop=stop, exchange=exchange)
-        return shown_text(tok, reply)
+        past = self.model.store.compose()
+        ids = generate(self.model, self.prompt(text), memory=past, max_new_tokens=max_new_tokens, stop=stop)
+        self.tell(text, reply := shown_text(tok, ids))
+        return reply
 
 # %% ../nbs/03_memory.ipynb #03-012
 def open_memory(
@@ -131,9 +138,10 @@ def open_memory(
     weights=None, # a file that `save` wrote; None: the package's
     *,
     max_turns:int=64,
+    recent:int=0, # as for `InjectionMemory`
 )->InjectionMemory:
     "A memory for one conversation; raises `LyraError` where there are no weights for this base."
-    return InjectionMemory(load(model, weights, max_turns=max_turns), tokenizer)
+    return InjectionMemory(load(model, weights, max_turns=max_turns), tokenizer, recent)
 
 def trained_parameters(
     base, # as for `InjectionModel`

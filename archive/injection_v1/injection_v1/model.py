@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['check_layer', 'LyraDecoderLayer', 'graft', 'turn_states', 'InjectionModel', 'answer_logits', 'token_losses',
-           'generate', 'respond']
+           'generate']
 
 # %% ../nbs/02_model.ipynb #02-002
 import copy
@@ -237,18 +237,4 @@ def generate(
         token = int(model.logits(hidden[0, -1:]).argmax())
         if token == config.eos_token_id: break
         reply.append(token)
-    return reply
-
-def respond(
-    model:InjectionModel,
-    prompt:Sequence[int], # the user's turn up to where the reply begins, without what stands before it
-    *,
-    opening:Sequence[int]|None=None, # as for `turn_states`
-    exchange:Callable|None=None, # (reply's tokens) -> tokens of the exchange to archive; None: prompt and reply
-    **kwargs # as `generate`, but `memory`
-)->list[int]: # the reply's tokens
-    "Compose the memory, answer with it, and archive the pair."
-    before = [model.base.config.bos_token_id] if opening is None else opening
-    reply = generate(model, [*before, *prompt], memory=model.store.compose(), **kwargs)
-    model.archive(exchange(reply) if exchange else [*prompt, *reply], opening)
     return reply

@@ -227,12 +227,13 @@ def reply_losses(
 )->pd.DataFrame: # dialogue, method, nats, tokens: a row per reply and method
     "The loss of each reply under every memory, under the first with another talk, with the turns in the prompt, alone."
     leading, first = next(iter(memories.items()))
-    tok, rows = first.tokenizer, []
+    tok, rows, n = first.tokenizer, [], first.recent
     states = States(first.model.base, 1e9, opening_ids(tok))
     for i, r in enumerate(tqdm(replies, unit='reply', desc='replies')):
-        prompt, answer = first.prompt(r.user), reply_ids(tok, r.reply)
-        whole = with_context(first, r)
-        past, other = (past_of(states, tok, turns) for turns in (r.before, _others(replies, i)))
+        older, last = r.before[:len(r.before) - n], r.before[len(r.before) - n:]
+        prompt, whole = (with_context(first, x) for x in (replace(r, before=last), r))
+        answer = reply_ids(tok, r.reply)
+        past, other = (past_of(states, tok, turns) for turns in (older, _others(replies, i)))
         given = dict(NoMemory=(first.model, prompt, None), FullContext=(first.model, whole, None))
         given |= {name: (m.model, prompt, past) for name, m in memories.items()}
         given[f'{leading}, another talk'] = first.model, prompt, other
@@ -268,7 +269,8 @@ def evaluate_talk(
     "Replies and facts; raises `LyraError` where `out` holds a run of other weights or other numbers."
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
-    note_run(next(iter(memories.values())), out, n=n, foreign=foreign, questions=questions, split=split)
+    first = next(iter(memories.values()))
+    note_run(first, out, n=n, foreign=foreign, questions=questions, split=split, recent=first.recent)
     due = lambda talks: [r for t in talks for r in replies_of(t)]
     ask = lambda ds: pd.concat([score(m, ds, method=name) for name, m in memories.items()])
     parts = dict(facts=lambda: ask(dialogues(split, questions, seed=1)),

@@ -7,7 +7,7 @@ __all__ = ['GONE', 'Rows', 'new_rows', 'Step', 'sinkless', 'Index', 'new_buffer'
            'LyraLayer', 'follow_base', 'chosen', 'after_past', 'keep_sinks', 'set_fronts', 'as_personas',
            'check_policies', 'stacked', 'persona_indices', 'PolicyLayers', 'LyraCache', 'check_model', 'read_mask',
            'check_positions', 'begin_forward', 'evict', 'buffers', 'start_turn', 'oldest_held', 'set_base',
-           'count_held', 'set_personas', 'take_rows', 'before', 'crop']
+           'count_held', 'set_personas', 'own_places', 'take_rows', 'before', 'crop']
 
 # %% ../nbs/42_sliding_window.ipynb #0a9e38a7
 import copy
@@ -363,6 +363,7 @@ def keep_sinks(
         layer.sinks[1][b, :, which[b, t]] = value[b, :, t]
 
 # %% ../nbs/42_sliding_window.ipynb #4806383c
+@torch.inference_mode(False)
 @torch.no_grad()
 def set_fronts(
     layer:LyraLayer, # whose buffers take them
@@ -787,14 +788,31 @@ def set_personas(
                         'choose a policy with a persona, or begin a new conversation.')
     if len(personas) > 1 and len(personas) not in (len(rows.next), len(cache.personas)):
         raise LyraError(f'{len(personas)} personas for {len(rows.next)} rows: give one, or one per row.')
-    if len(personas) < 2: rows.persona = torch.zeros_like(rows.next)
-    elif len(personas) == len(rows.next): rows.persona = torch.arange(len(rows.next))
+    if len(personas) > 1 and len(personas) == len(rows.next): own_places(cache)
+    n = int(rows.persona.max()) + 1                                         # places that the rows may name
     cache.personas, cache.is_turn = personas, True
-    for index in cache.indexes: index.as_stock = index.as_stock and not personas
+    for index in cache.indexes:
+        index.as_stock = index.as_stock and not personas
+        if index.policy.persona: index.persona = persona_indices(personas).expand(max(n, len(personas)), -1)
     for i, layer in enumerate(cache.own):
-        if layer in pinned: layer.persona, layer.index.persona = stacked(personas, i), persona_indices(personas)
+        if layer not in pinned: continue
+        wide = lambda x: x.expand(max(n, len(x)), -1, -1, -1)
+        layer.persona = (new := stacked(personas, i)) and (wide(new[0]), wide(new[1]))
+
+def own_places(
+    cache:'LyraCache', # whose rows may share personas
+)->None:
+    "Give every row a place of its own among the personas; the layers that read one as their past keep it."
+    rows, each = cache.rows, cache.rows.persona
+    for index in cache.indexes: index.persona = index.persona[each]
+    for layer in cache.own:
+        take = lambda x: x.expand(len(each), -1, -1, -1) if len(x) == 1 else x[each.to(x.device)]
+        layer.persona = layer.persona and (take(layer.persona[0]), take(layer.persona[1]))
+    rows.persona = torch.arange(len(each))
 
 # %% ../nbs/42_sliding_window.ipynb #8a8aae81
+@torch.inference_mode(False)
+@torch.no_grad()
 def take_rows(
     cache:PolicyLayers, # whose rows are exchanged
     rows:Any, # [B] which of today's rows become the new ones

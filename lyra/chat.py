@@ -552,7 +552,8 @@ def speak(
         session.cache.begin_turn()
         prompt, decode = session.ids(session.prompt(text)), session.tokenizer.decode
         ids, reply, words, shown = [*session.edge.pending, *prompt], list[int](), '', 0
-        said = [i for row in session.turns[-2:] for i in session.ids(row.get('reply', ''))]
+        replies = [row['reply'] for row in session.turns if 'reply' in row]                   # no exchange of a persona
+        said = [i for reply in replies[-2:] for i in session.ids(reply)]
         if session.recorder is not None: session.recorder.begin(len(ids))
         logits, session.edge = session.feed(prompt, keep=1)[-1], Edge()
         for left in reversed(range(sampling.max_new_tokens)):

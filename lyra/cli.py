@@ -1018,6 +1018,7 @@ def open_streams()->None:
         if hasattr(stream, 'reconfigure'): stream.reconfigure(errors='backslashreplace')
     if sys.stdin is not None and hasattr(sys.stdin, 'reconfigure') and not sys.stdin.isatty():
         sys.stdin.reconfigure(encoding='utf-8')                               # as all files, whatever Python is told
+    elif hasattr(sys.stdin, 'reconfigure'): sys.stdin.reconfigure(errors='surrogateescape') # who types wrong is told
 
 def _drop_output()->None:
     "Point standard output to nowhere, so that what is left of it fails no more."

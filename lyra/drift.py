@@ -595,7 +595,7 @@ def one_each(
 )->np.ndarray: # [personas]
     "One number for each persona; raises `LyraError` for what is none."
     try: x = np.asarray(values, dtype=float)
-    except (TypeError, ValueError): x = np.array(np.nan)
+    except (TypeError, ValueError, OverflowError): x = np.array(np.nan)
     if x.ndim == 1 and np.isfinite(x).all(): return x
     raise LyraError(f'A mean over personas takes a list of one number each, none of them missing; got {values!r:.60}.')
 
@@ -619,7 +619,7 @@ def equivalent(
     "Two one-sided t-tests: is the mean difference smaller than delta? Raises `LyraError` for fewer than two personas."
     x, delta = one_each(differences), checked(delta, 'delta, the largest difference that does not matter,', above=0)
     if len(x) < 2: raise LyraError('An equivalence test needs two personas or more.')
-    if not np.ptp(x): return .5**len(x) if abs(x[0]) < delta else 1.
+    if np.ptp(x) < delta/1000: return .5**len(x) if np.abs(x).max() < delta else 1.
     above, below = (stats.ttest_1samp(x, end, alternative=side) for end, side in ((-delta, 'greater'), (delta, 'less')))
     return float(max(above.pvalue, below.pvalue))
 
@@ -641,7 +641,8 @@ def half_life(
     floor, # [personas] scores without a persona
 )->Estimate: # turn; inf where it was not reached
     "The turn at which the mean score has lost half of its distance to the floor; raises `LyraError` for other shapes."
-    turns, scores, floor = (np.asarray(x, dtype=float) for x in (turns, scores, floor))
+    try: turns, scores, floor = (np.asarray(x, dtype=float) for x in (turns, scores, floor))
+    except (TypeError, ValueError, OverflowError) as e: raise LyraError(f'A half-life takes numbers ({e}).') from e
     turns, floor = turns.ravel(), floor.ravel()
     if scores.shape != (floor.size, turns.size) or not turns.size or not (np.diff(turns) > 0).all():
         raise LyraError('A half-life takes turns in ascending order, a score for each persona and turn, and a floor '

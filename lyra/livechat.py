@@ -40,7 +40,7 @@ from .cards import Card, read_card
 from .decoders import decoder_of
 from .persona import Persona, known_hash
 from .chat import ChatSession, Edge, check_texts, sampling_of
-from .trace import Recorder, Trace
+from .trace import Recorder, Trace, put
 from .health import echo, loops, parrot, words
 from .protocols import SILENCE, hearable
 from .widgets import AttentionFlow, CacheMap, DriftView, Picture, TokenView, View, ViewState, show_with_picture
@@ -275,10 +275,10 @@ def say_recorded(
         reply = session.say(text, on_text=on_text, **{**usual, **talk.sampling, **sampling, 'stop': stop})
         if not reply and stop(): raise Stopped('Stopped before the first word.')
         if not reply: raise LyraError('The model said nothing, so the turn is taken back: reword the message.')
+        keep_turn(talk, before)
     except BaseException:
         if len(session.turns) > before.turns: go_back(recorder, before)
         raise
-    keep_turn(talk, before)
 
 def keep_turn(
     talk:Talk, # the conversation
@@ -286,9 +286,12 @@ def keep_turn(
 )->None:
     "Take a finished turn into the trace."
     assert talk.recorder is not None
-    talk.before, trace = before, talk.traces.get(talk.name)
-    if trace is not None and len(trace) == before.recorded: trace.refresh()
-    else: talk.traces[talk.name] = Trace(talk.recorder.file.name)
+    trace, file = talk.traces.get(talk.name), talk.recorder.file.name
+    try:
+        if trace is not None and len(trace) == before.recorded: trace.refresh()
+        else: talk.traces[talk.name] = Trace(file)
+    except OSError as e: raise LyraError(f'{file} cannot be read ({e.strerror}): put it back.') from e
+    talk.before = before
 
 # %% ../nbs/92_livechat.ipynb #6e58106d
 def hold_again(
@@ -326,7 +329,7 @@ def set_aside(
         recorded = f.read()
     def put_back()->None:
         recorder.file.seek(before.size)
-        recorder.file.write(recorded)
+        put(recorder.file, recorded)
         go_back(recorder, now)
         session.turns.append(row)
     return put_back
@@ -354,6 +357,7 @@ class Desk:
         self.jobs:deque[tuple[contextvars.Context, str, Callable[[], object]]] = deque()
         self.running = ''                                       # the key of the job under way
         self.stopping, self.idle = threading.Event(), threading.Event()
+        self.is_closed = False
         self.idle.set()
 
     def add(self,
@@ -385,6 +389,15 @@ class Desk:
         with self.lock:
             if key == self.running: self.stopping.set()
             return key == self.running
+
+    def close(self)->list[str]: # the keys of the jobs that are dropped
+        "Take no more jobs, drop those that wait, and end the one under way early."
+        with self.lock:
+            self.is_closed, dropped = True, [key for _, key, _ in self.jobs]
+            self.jobs.clear()
+            self.stopping.set()
+        self.idle.wait()
+        return dropped
 
 # %% ../nbs/92_livechat.ipynb #9c47d7fa
 class Wish(Schema):
@@ -476,6 +489,7 @@ def take(
 )->None:
     "Acknowledge a wish, and put it on the desk if it is new."
     with chat.desk.lock:
+        if chat.desk.is_closed: raise LyraError('This chat is closed: open the conversation again with `live`.')
         if wish.key in chat.taken: return chat.tell('taken', wish.key, waiting=0)
         if wish.kind in ('submit', 'edit') and not wish.text.strip(): raise LyraError('Say something first.')
         chat.taken.add(wish.key)
@@ -656,7 +670,8 @@ class Live(W.VBox):
             self.text.value = ''
 
     def close(self)->None:
-        "End the recording and the widgets, and leave the file to others."
+        "End what is under way, the recording and the widgets, and leave the file to others."
+        for key in self.chat.desk.close(): self.chat.tell('failed', key, text='The chat was closed.')
         self.chat.talk.close()
         widgets:list[W.Widget] = [*self.views.children, self.views, self.chat]
         for widget in widgets: widget.close()
@@ -745,6 +760,8 @@ def named_personas(
     "Personas by name, from one, or from several by name; a card's file is read."
     if persona is None: return {}
     if isinstance(persona, Mapping):
+        odd = [name for name, x in persona.items() if not isinstance(name, str) or not name or isinstance(x, Mapping)]
+        if odd: raise LyraError(f'Personas stand by names, which are texts; got {persona!r:.60}.')
         return {name: x for name, source in persona.items() for x in named_personas(source).values()}
     if isinstance(persona, Path): persona = read_card(persona)
     return {persona.name or 'persona' if isinstance(persona, Card) else 'persona': persona}
@@ -782,6 +799,11 @@ def live(
         if not anew and box.chat.talk.offer.models.get(name, (None,))[0] is model: return box
         box.close()
     lock = lock_live(path)
-    offer.persona(talk.choice)                                  # so that the first reply need not wait for it
-    _open[path] = box = Live(talk, path, take_up(talk, path) if path.exists() else (), lock)
+    try:
+        offer.persona(talk.choice)                              # so that the first reply need not wait for it
+        _open[path] = box = Live(talk, path, take_up(talk, path) if path.exists() else (), lock)
+    except BaseException:
+        talk.close()
+        lock.release()                                          # a notebook keeps the error, and with it the lock
+        raise
     return box

@@ -16,7 +16,7 @@ def misread(
 ): # a sentence
     "What is wrong with the environment variable whose value a library could not read, if an error quotes one; else ''."
     said = str(e) if isinstance(e, ValueError) else ''
-    quoted = lambda name, value: repr(value) in said or name.startswith('TORCH') and value in said
+    quoted = lambda name, value: repr(value) in said or name == 'TORCH_LOGS' and value in said
     name = next((name for name, value in os.environ.items() if value and quoted(name, value)), '')
     why = ' '.join(said.split())[:80]
     return f'a library cannot read the environment variable {name} ({why}): unset it.' if name else ''

@@ -10,7 +10,7 @@ __all__ = ['COUNT', 'SEED', 'REPLY', 'CACHE', 'IMAGES', 'OURS', 'NEED_PERSONA', 
            'visible_records', 'open_streams', 'main']
 
 # %% ../nbs/91_cli.ipynb #4823202e
-import argparse, json, logging, os, random, signal, stat, sys, threading, time, traceback
+import argparse, json, linecache, logging, os, random, signal, stat, sys, threading, time, traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
@@ -972,7 +972,10 @@ def sentence(
     if isinstance(e, OSError): return _os_error(e)
     if isinstance(e, MemoryError) or type(e).__name__ == 'OutOfMemoryError':                # torch's, without torch
         return 'the memory is not enough: use a smaller model, a smaller --window, or --dtype bfloat16.'
-    return lyra.misread(e)
+    at = e.__traceback__
+    while at and at.tb_next: at = at.tb_next
+    line = linecache.getline(at.tb_frame.f_code.co_filename, at.tb_lineno) if at else ''
+    return lyra.misread(e) if 'environ' in line else ''                        # another error may quote the same value
 
 # %% ../nbs/91_cli.ipynb #20ff514c
 class Ended(BaseException):

@@ -235,6 +235,8 @@ def load_attached(
 )->Any: # model, in eval mode and attached
     "Load a model, ready for caches of ours; raises `LyraError` with a remedy for what is wrong."
     if not is_flag(fast): raise LyraError(f'fast is True or False; got {fast!r:.40}.')
+    if options.get('config') is not None:
+        raise LyraError('The config is read, and checked, with the weights: leave out config.')
     if options.get('dtype') is None: options['dtype'] = options.pop('torch_dtype', None)     # its earlier name
     if is_int8(options.get('dtype')):
         if fast: raise LyraError("8-bit weights have fast products of their own: leave out fast, or int8.")

@@ -387,8 +387,9 @@ class Desk:
     )->bool: # whether it is under way
         "Ask the job with that key to end early; one that is over, or has not begun, is not meant."
         with self.lock:
-            if key == self.running: self.stopping.set()
-            return key == self.running
+            is_meant = bool(key) and key == self.running
+            if is_meant: self.stopping.set()
+            return is_meant
 
     def close(self)->list[str]: # the keys of the jobs that are dropped
         "Take no more jobs, drop those that wait, and end the one under way early."

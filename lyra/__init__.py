@@ -32,6 +32,10 @@ def _as_utf8():
 def run():
     "The command `lyra`; returns its exit code. An interruption while torch is loaded is one, too."
     _as_utf8()
+    try: os.getcwd()
+    except OSError:
+        print('lyra: the working folder is gone: change to another one.', file=sys.stderr)
+        return 2
     try: from lyra.cli import main
     except KeyboardInterrupt:
         print('lyra: interrupted.', file=sys.stderr)

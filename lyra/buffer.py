@@ -41,7 +41,8 @@ class Memory:
         "Lay slots at the beginning of memory; in new memory, where the old has another size or kind."
         shape = [*x.shape]
         shape[self.dim] = self.reserve + slots
-        if [*self.data.shape] != shape or not alike(self.data, x): self.data = x.new_empty(shape)
+        if [*self.data.shape] != shape or not alike(self.data, x) or self.data.is_inference():
+            self.data = x.new_empty(shape)
         self.slots = slots
         self.start, self.end = self.reserve, self.reserve + x.shape[self.dim]
         self.window.copy_(x)

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['TRANSCRIPT', 'ASKED', 'TOLD', 'NEXT', 'SYSTEM', 'LONG', 'SECONDS', 'MEMORY', 'TRIAL', 'RULES', 'Template', 'write',
-           'chat_template', 'find_template', 'tokenizer_hash', 'is_text', 'as_exchanges', 'check_words', 'spells',
-           'Probe', 'Rule', 'Card', 'check_probe', 'CardFile', 'as_card', 'read_card']
+           'chat_template', 'find_template', 'tokenizer_hash', 'overflows', 'is_text', 'as_exchanges', 'check_words',
+           'spells', 'Probe', 'Rule', 'Card', 'check_probe', 'CardFile', 'as_card', 'read_card']
 
 # %% ../nbs/50_cards.ipynb #51edac36
 import json, subprocess, sys
@@ -73,15 +73,14 @@ def chat_template(
     name = Path(str(tokenizer.name_or_path or 'this tokenizer')).name
     if not tokenizer.chat_template:
         raise LyraError(f'The tokenizer of {name} has no chat template: use template="transcript".')
-    def render(*said:tuple[str, str], prompt:bool=False)->str:
-        try: return tokenizer.apply_chat_template(_messages(*said), tokenize=False, add_generation_prompt=prompt)
-        except Exception as e: # a template is a program, and fails as programs do
-            why = ' '.join(str(e).split())[:200] or type(e).__name__
-            raise LyraError(f'The chat template of {name} cannot write a conversation ({why}): '
-                            'use template="transcript".') from e
-    try: _check_cost(tokenizer, tokenizer.get_chat_template(), name)
+    try: written = _written(tokenizer, tokenizer.get_chat_template(), name)
     except ValueError as e: # it has several, and none by default
         raise LyraError(f'The tokenizer of {name} has no chat template by default: use template="transcript".') from e
+    def render(*said:tuple[str, str], prompt:bool=False)->str:
+        text, fault = written[said, prompt]
+        if text is not None: return text
+        raise LyraError(f'The chat template of {name} cannot write a conversation ({fault}): '
+                        'use template="transcript".')
     turns = ('user', ASKED), ('assistant', TOLD), ('user', NEXT)
     one, two, three = render(turns[0], prompt=True), render(*turns[:2]), render(*turns, prompt=True)
     if not (two.startswith(one) and three.startswith(two)):
@@ -108,51 +107,60 @@ SECONDS, MEMORY = 1, 2**29 # of computing, and bytes, that a chat template may t
 TRIAL = '''
 import json, re, sys
 from contextlib import suppress
+from datetime import datetime
+from jinja2.exceptions import TemplateError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 text, calls, seconds, memory = json.load(sys.stdin)
 with suppress(ImportError, ValueError):                         # other systems have no such limits
     from resource import RLIMIT_AS, RLIMIT_CPU, setrlimit
     for what, most in (RLIMIT_AS, memory), (RLIMIT_CPU, seconds): setrlimit(what, (most, most))
-def fail(message): raise ValueError(message)
+def fail(message): raise TemplateError(message)
+def now(format): return datetime.now().strftime(format)
+def as_json(x, ensure_ascii=False, indent=None, separators=None, sort_keys=False):
+    return json.dumps(x, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 world = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
-world.globals.update(raise_exception=fail, strftime_now=str)
-world.filters["tojson"] = lambda x, **options: json.dumps(x)
+world.globals.update(raise_exception=fail, strftime_now=now)
+world.filters["tojson"] = as_json
 text = re.sub(r"{%[-+]?\\s*(end)?generation\\s*[-+]?%}", "", text)
+written = []
 for call in calls:
-    try: world.from_string(text).render(**call)
+    try: written.append((world.from_string(text).render(**call), ""))
     except MemoryError: sys.exit(3)
-    except Exception: pass
+    except Exception as e: written.append((None, " ".join(str(e).split())[:200] or type(e).__name__))
+    if len(written[-1][0] or "") > 2**20: sys.exit(3)
+json.dump(written, sys.stdout)
 '''
 
 @lru_cache
-def _is_cheap(
+def _run(
     template:str, # source
     calls:str, # variables of each rendering, as JSON
-)->bool:
-    "Whether a chat template keeps to the limits."
+)->list[tuple[str|None, str]]: # what was written, or None and why; empty where the limits were not kept
+    "Run a chat template in another process."
     given = f'[{json.dumps(template)}, {calls}, {SECONDS}, {MEMORY}]'
     try: tried = subprocess.run([sys.executable, '-P', '-c', TRIAL], input=given, text=True, timeout=20*SECONDS,
-                                stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    except subprocess.TimeoutExpired: return False
-    return tried.returncode >= 0 and tried.returncode != 3
+                                stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    except subprocess.TimeoutExpired: return []
+    return json.loads(tried.stdout) if tried.returncode == 0 else []
 
 # %% ../nbs/50_cards.ipynb #30b82047
 def _messages(*said:tuple[str, str])->list[dict[str, str]]:
     "Roles and texts, as a chat template takes them."
     return [dict(role=role, content=text) for role, text in said]
 
-def _check_cost(
+def _written(
     tokenizer:Any, # whose control tokens the template may write
     template:str, # its chat template
     name:str, # of it, for the error
-)->None:
-    "Raises `LyraError` for a chat template that takes too long, or too much memory."
+)->dict[tuple[tuple[tuple[str, str], ...], bool], tuple[str|None, str]]: # roles and texts, prompt -> as `_run` gives it
+    "All the conversations that tell a template; raises `LyraError` for one that takes too long, or too much memory."
     turns = [('user', ASKED), ('assistant', TOLD), ('user', NEXT)]
-    asked = [turns[:1], turns[:2], turns, [('system', SYSTEM), turns[0]]]
-    asked += [[m for u, r in LONG[:n] for m in (('user', u), ('assistant', r))] for n in range(1, len(LONG) + 1)]
+    said = [turns[:1], turns[:2], turns, [('system', SYSTEM), turns[0]]]
+    said += [[m for u, r in LONG[:n] for m in (('user', u), ('assistant', r))] for n in range(1, len(LONG) + 1)]
     given = dict(tokenizer.special_tokens_map, tools=None, documents=None)
-    calls = [dict(given, messages=_messages(*said), add_generation_prompt=p) for said in asked for p in (False, True)]
-    if _is_cheap(template, json.dumps(calls, default=str)): return
+    asked = [(tuple(x), prompt) for x in said for prompt in (False, True)]
+    calls = [dict(given, messages=_messages(*x), add_generation_prompt=prompt) for x, prompt in asked]
+    if (written := _run(template, json.dumps(calls, default=str))): return dict(zip(asked, written))
     raise LyraError(f'The chat template of {name} takes more than {SECONDS} s or {MEMORY//2**20} MiB to write a '
                     'short conversation: use template="transcript".')
 
@@ -176,6 +184,15 @@ def tokenizer_hash(
     "A digest of what a tokenizer makes of texts and of turns: words, control tokens, chat template, and a sample."
     words, sample = sorted(tokenizer.get_vocab().items()), tokenizer(TRANSCRIPT.user).input_ids
     return digest(json.dumps([words, sample, tokenizer.special_tokens_map, tokenizer.chat_template], default=str))
+
+def overflows(
+    tokenizer:Any, # of the model
+    n:int, # characters of a text
+    most:Any, # tokens; anything else than a number: no limit is known
+)->bool:
+    "Whether a text has more characters than so many tokens hold, told without reading it."
+    if not isinstance(most, int) or n <= 8*most: return False
+    return n > most*max(map(len, tokenizer.get_vocab()))
 
 def is_text(
     x:Any, # of any type

@@ -541,7 +541,7 @@ def hub_card(
     "A page for a persona's file, made of what the file knows."
     built_in = [m for m in MODELS.values() if m.folder == persona.made_with['model']]
     plain = lambda text: re.sub(r'([\[\]<>|`\\])', r'\\\1', printable(' '.join(text.split())))        # no link, no tag
-    file, model = plain(file), built_in[0].name if built_in else 'MODEL'
+    name, file, model = printable(file), plain(file), built_in[0].name if built_in else 'MODEL'
     text = printable(persona.text, keep='\n\t')
     fence = '`'*max(3, 1 + max((len(run) for run in re.findall('`+', text)), default=0))
     head = [f'license: {json.dumps(plain(licence))}'] if licence else []
@@ -551,7 +551,7 @@ def hub_card(
         'A persona for one model: the keys and values of a text in every layer, which the model attends to for the '
         'whole conversation. It fits the model below, and no other.', '',
         '| | |', '| --- | --- |', *(f'| {k} | {plain(v)} |' for k, v in _facts(persona).items()), '',
-        '## Text', '', fence, text, fence, '', '## Use', '', '```', f'lyra persona show {quote(file)}',
-        f'lyra chat --persona {quote(file)} --model {model}', '```', '', '## Licence', '',
+        '## Text', '', fence, text, fence, '', '## Use', '', '```', f'lyra persona show {quote(name)}',
+        f'lyra chat --persona {quote(name)} --model {model}', '```', '', '## Licence', '',
         f"Words: {plain(licence) if licence else 'no licence is stated'}. "
         f"Keys and values are computed with the model's weights. {terms}", ''])

@@ -33,10 +33,10 @@ from .attention import check_finite
 from .policy import ContextPolicy, listed
 from .cache import LyraCache
 from .state import fits, is_bounded, load_state, save_state, set_state
-from .cards import Template, check_words, find_template, spells, tokenizer_hash
+from .cards import Template, check_words, find_template, overflows, spells, tokenizer_hash
 from .decoders import check_still, decoder_of, device_of
 from .fast import is_fast
-from .persona import Persona, save as write_persona, weights_hash
+from .persona import Persona, head_hash, save as write_persona, weights_hash
 from .journal import AGAIN, Journal, Settings
 
 # %% ../nbs/61_chat.ipynb #b9fe8a66
@@ -292,7 +292,7 @@ def check_texts(
     for what, text in texts.items(): check_words(session.tokenizer, session.template, what, text)
     limit, length = session.cache.config.max_position_embeddings, sum(map(len, texts.values()))
     most = limit - min(64, limit//4)
-    if length > 8*most and length > most*max(map(len, session.tokenizer.get_vocab())):      # more than any tokens hold
+    if overflows(session.tokenizer, length, most):
         raise LyraError(f'The turn has {length} characters, a turn may have {most} tokens: shorten it.')
     n = sum(len(session.ids(t)) for t in texts.values())
     if n > most: raise LyraError(f'The turn has {n} tokens, a turn may have {most}: shorten it.')
@@ -627,7 +627,9 @@ def kept_persona(
 )->Persona|None: # None without a name
     "Read a persona that lies beside the journal; raises `LyraError` where it is another one."
     if name is None: return None
-    persona = Persona.load(path := journal.path.with_name(name))
+    if not os.path.lexists(path := journal.path.with_name(name)):
+        raise LyraError(f'{path} is missing, a persona of the session: put it back.')
+    persona = Persona.load(path)
     if _persona_file(persona) != name:
         raise LyraError(f'{path} is not the persona that the session was held with: put that one back.')
     return persona
@@ -660,7 +662,8 @@ def save_session(
         raise LyraError(f'{state} is of no session: name another folder, or remove it.')
     name = keep_persona(session.persona, journal) if session.persona else None
     header = dict(settings=to_json(session.settings), weights=weights_hash(session.model), persona=name)
-    about:dict[str, Any] = dict(tokenizer=tokenizer_hash(session.tokenizer), config=signature(session.cache.config))
+    about:dict[str, Any] = dict(tokenizer=tokenizer_hash(session.tokenizer), config=signature(session.cache.config),
+                                head=head_hash(session.model))
     if is_fast(session.model): about['fast'] = True                         # else as earlier versions wrote it
     with suppress(OSError): state.unlink(missing_ok=True)                   # it would not fit the new journal
     journal.create(header | about | describe_model(session.model), session.turns)
@@ -741,7 +744,8 @@ def load_session(
     journal = Journal(folder)
     header, rows = journal.read()
     torn = journal.mend()
-    if header['weights'] != weights_hash(model):
+    own = header['weights'] == weights_hash(model) and header.get('head', head := head_hash(model)) == head
+    if not own:
         held = ' in '.join(filter(None, (header.get('model'), header.get('dtype'))))
         raise LyraError(f"{journal.path} was held with another model{held and f', {held}'}: load that one.")
     if (differ := differing(header.get('config') or {}, signature(decoder_of(model).config))):

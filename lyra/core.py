@@ -4,15 +4,16 @@
 
 # %% auto #0
 __all__ = ['KINDS', 'LARGEST', 'Text', 'Id', 'WORDS', 'ASIDE', 'LyraError', 'is_flag', 'number', 'digest', 'with_line_ends',
-           'as_path', 'unusable', 'unwritable', 'read_bytes', 'read_text', 'write_file', 'probe', 'parse_json',
+           'as_path', 'unusable', 'unwritable', 'read_bytes', 'read_text', 'write_file', 'alone', 'probe', 'parse_json',
            'read_json', 'read_json_lines', 'Schema', 'OpenSchema', 'checked', 'typed', 'data_path', 'cache_path',
            'tiny_config', 'signature', 'differing', 'difference', 'bits_equal', 'close', 'first_divergence',
            'StandardError', 'progress']
 
 # %% ../nbs/01_core.ipynb #30a5d6b8
 import hashlib, inspect, json, math, numbers, os, stat, sys, tempfile, types, typing
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from difflib import get_close_matches
 from functools import lru_cache, wraps
 from pathlib import Path
@@ -20,6 +21,7 @@ from secrets import token_hex
 from typing import Annotated, Any, Self, TypeVar
 
 import torch
+from filelock import FileLock, Timeout
 from pydantic import (AfterValidator, BaseModel, BeforeValidator, ConfigDict, TypeAdapter, ValidationError,
                       model_validator)
 from torch import Tensor
@@ -172,6 +174,28 @@ def write_file(
         raise
     if os.name == 'posix': _sync_folder(path.parent)
 
+@contextmanager
+def alone(
+    folder:Path, # made where it does not exist, and taken away again where nothing was written
+)->Iterator[None]:
+    "Within the block, be the only one who writes a folder; raises `LyraError` where another process does."
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (lock := FileLock(folder/'.lock')).acquire(blocking=False)
+    except Timeout as e:
+        raise LyraError(f'{folder} is being written by another process: wait for its end, or name another '
+                        'folder.') from e
+    except (OSError, ValueError, NotImplementedError) as e:                     # some file systems have no locks
+        why = getattr(e, 'strerror', None) or e
+        raise LyraError(f'{folder} cannot be written ({why}): name another folder.') from e
+    try: yield
+    finally:
+        if os.listdir(folder) == ['.lock']:
+            with suppress(OSError):
+                (folder/'.lock').unlink()
+                folder.rmdir()
+        lock.release()
+
 def probe(
     folder:Path, # that exists
 )->None:
@@ -190,8 +214,8 @@ def _object(pairs:list[tuple[str, Any]])->dict[str, Any]:
     "A JSON object whose names are distinct."
     found = dict(pairs)
     if len(found) == len(pairs): return found
-    names = [name for name, _ in pairs]
-    raise ValueError(f'{max(names, key=names.count)!r} stands twice in one object')
+    name = Counter(name for name, _ in pairs).most_common(1)[0][0]
+    raise ValueError(f'{name!r} stands twice in one object')
 
 def _float(digits:str)->float:
     "A JSON number that is finite."

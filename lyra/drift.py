@@ -313,8 +313,12 @@ class Reprompted(ChatSession):
         scored:bool=True, # whether its NLL is wanted
     )->Tensor: # [n] nats; [0] where it is not `scored`
         "A turn whose reply is given, after the reminder where one is due."
-        if self.due(self.heard): super().tell(*self.reminder, scored=False)
+        self.remind()
         return super().tell(text, reply, scored=scored)
+
+    def remind(self)->None:
+        "Hear the reminder, where one is due; a reply that is to enter the history is drawn after it."
+        if self.due(self.heard): super().tell(*self.reminder, scored=False)
 
 @method('reprompt', 3, least=1, whole=True)
 def reprompt(

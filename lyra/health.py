@@ -41,7 +41,9 @@ def strip_outside(
     text:str, # as it was written
 )->str:
     "The same without what stands before its first letter and behind its last."
-    return re.sub(r'^[\W_]+|[\W_]+$', '', plain(text))
+    text = plain(text)
+    inside = [i for i, c in enumerate(text) if c.isalnum()]
+    return text[inside[0]:inside[-1] + 1] if inside else ''
 
 # %% ../nbs/81_health.ipynb #eb71778a
 NEGATIONS = frozenset("not no never neither nor without cannot ne pas jamais nunca jamás nicht kein keine".split())

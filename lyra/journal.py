@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MARK', 'DIGITS', 'PersonaFile', 'Token', 'JOURNAL', 'FORMAT', 'AGAIN', 'FLAGS', 'Settings', 'Header', 'Turn',
-           'Exchange', 'Journal', 'add_line', 'set_aside', 'read_rows', 'check_format']
+           'Exchange', 'claim', 'Journal', 'add_line', 'set_aside', 'read_rows', 'check_format']
 
 # %% ../nbs/60_journal.ipynb #3ba0138a
 import json, os
@@ -69,6 +69,7 @@ class Header(Schema):
     model:str='' # where the weights came from
     dtype:str='' # of the weights
     fast:bool=False # whether its products were those of `lyra.fast`
+    head:str='' # `head_hash` of the model; '': the head is the embedding
     tokenizer:str='' # `tokenizer_hash` of the tokenizer; '': an earlier version did not note it
     config:dict[str, Any]|None=None # `signature` of the model; None: likewise
 
@@ -88,7 +89,8 @@ class Exchange(Schema):
 # %% ../nbs/60_journal.ipynb #3b562dc0
 def _check_beside(path:Path)->None:
     "Raises `LyraError` where something else stands in the place of a file beside the journal."
-    if not (fault := unusable(path)).startswith('is '): return
+    fault = 'is a link' if path.is_symlink() else unusable(path)
+    if not fault.startswith('is '): return
     raise LyraError(f'{path} {fault}, which lyra would write: remove it.')
 
 def _claim(folder:Path)->FileLock: # freed with the object, and with the process
@@ -107,6 +109,18 @@ def _claim(folder:Path)->FileLock: # freed with the object, and with the process
 
 # %% ../nbs/60_journal.ipynb #6d438ee9
 JOURNAL, FORMAT, AGAIN = 'session.jsonl', 3, 'put it back as it was'
+
+def claim(
+    folder:Path, # made where it does not exist
+)->FileLock: # freed with the object, and with the process
+    "Become the only writer of a folder; raises `LyraError` where that cannot be."
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        return _claim(folder)
+    except (OSError, ValueError) as e:                                          # a NUL in the name is a ValueError
+        why = getattr(e, 'strerror', None) or e
+        raise LyraError(f'{folder} cannot be written ({why}): name another folder.') from e
+
 _log = getLogger(__name__)
 
 class Journal:
@@ -131,13 +145,10 @@ class Journal:
         "Write the file in one step, over one that is there, for its owner alone; raises `LyraError` where that fails."
         lines, digests = _chain((dict(lyra_session=FORMAT, **header), *rows))
         written = ''.join(lines).encode()
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self.lock = _claim(self.path.parent)
-            write_file(self.path, written, 0o600)
-        except (OSError, ValueError) as e:                                      # a NUL in the name is a ValueError
-            why = getattr(e, 'strerror', None) or e
-            raise LyraError(f'{self.path.parent} cannot be written ({why}): name another folder.') from e
+        self.lock = claim(self.path.parent)
+        try: write_file(self.path, written, 0o600)
+        except OSError as e:
+            raise LyraError(f'{self.path.parent} cannot be written ({e.strerror}): name another folder.') from e
         self.digests, self.size = digests, len(written)
 
     def append(self,

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['FORMAT', 'WRAPPERS', 'ROUNDING', 'KNOWN_TO_FIT', 'AGAIN', 'Digest', 'Size', 'Sizes', 'FLOATS', 'Persona', 'record',
-           'check_length', 'acknowledge', 'is_exchange', 'said_of', 'build', 'read_persona', 'weights_hash',
-           'known_hash', 'check_config', 'check_weights', 'read_again', 'relative_error', 'check', 'save', 'Signature',
-           'MadeWith', 'PersonaHeader', 'is_sound', 'load', 'join']
+           'check_length', 'check_characters', 'acknowledge', 'is_exchange', 'said_of', 'build', 'read_persona',
+           'weights_hash', 'head_hash', 'known_hash', 'check_config', 'check_weights', 'read_again', 'relative_error',
+           'check', 'save', 'Signature', 'MadeWith', 'PersonaHeader', 'is_sound', 'load', 'join']
 
 # %% ../nbs/51_persona.ipynb #3f2b39f8
 import json, os
@@ -23,14 +23,14 @@ from pydantic import AliasChoices, ConfigDict, Field, model_validator
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as save_tensors
 from torch import Tensor
-from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedConfig, PreTrainedTokenizerBase
 from transformers.cache_utils import Cache, DummyLayer, DynamicLayer
 
 from .core import (LyraError, Schema, Text, as_path, checked, differing, digest, parse_json, signature, typed,
                        unusable, write_file)
 from .policy import layer_types
 from .decoders import check_still, decoder_of
-from .cards import (Card, Template, as_card, as_exchanges, check_words, find_template, is_text, read_card,
+from .cards import (Card, Template, as_card, as_exchanges, check_words, find_template, is_text, overflows, read_card,
                         write)
 
 # %% ../nbs/51_persona.ipynb #cbe18fae
@@ -169,6 +169,15 @@ def check_length(
     if isinstance(most, int) and n > most:
         raise LyraError(f'The persona has {n} tokens, the model takes {most}: shorten it.')
 
+def check_characters(
+    tokenizer:Any, # of the model
+    n:int, # characters of a persona
+    most:Any, # tokens that the model takes, where that is known
+)->None:
+    "The same for a text that is not read yet."
+    if overflows(tokenizer, n, most):
+        raise LyraError(f'The persona has {n} characters, the model takes {most} tokens: shorten it.')
+
 def acknowledge(
     model:Any, # that generates
     tokenizer:Any, # of that model
@@ -178,13 +187,15 @@ def acknowledge(
 )->str:
     "The model's own greedy reply to an instruction; raises `LyraError` where it is empty or the instruction too long."
     text = template.opening + template.user.format(text=instruction)
+    most = decoder_of(model).config.max_position_embeddings
+    check_characters(tokenizer, len(text), most)
     ids = tokenizer(text, add_special_tokens=False, return_tensors='pt').to(model.device)
     n, control = ids.input_ids.shape[1], {i for i, t in tokenizer.added_tokens_decoder.items() if t.special}
-    check_length(n, decoder_of(model).config.max_position_embeddings)
+    check_length(n, most)
+    own, ends = model.generation_config, ('bos_token_id', 'eos_token_id', 'pad_token_id')
+    model.generation_config = GenerationConfig(**{name: getattr(own, name) for name in ends})    # no beams, no penalty
     try: out = model.generate(**ids, max_new_tokens=max_new_tokens, do_sample=False)[0, n:].tolist()
-    except (TypeError, ValueError) as e: # of what the model's own generation settings ask for
-        raise LyraError(f'The model cannot write an acknowledgement ({" ".join(str(e).split())[:120]}): give one with '
-                        '`acknowledgement=...`, or correct its generation_config.json.') from e
+    finally: model.generation_config = own
     reply = tokenizer.decode([*takewhile(lambda i: i not in {*control, *tokenizer.all_special_ids}, out)])
     for stop in (*template.stops, '\n\n'): reply = reply.split(stop)[0]
     if not reply.strip(): raise LyraError('The model wrote no acknowledgement: give one with `acknowledgement=...`.')
@@ -247,6 +258,7 @@ def build(
     for words in filter(None, (instruction, *(words for pair in exchanges for words in pair))):
         check_words(tokenizer, style, "persona's text", words)
     text = write(exchanges, style, instruction)
+    check_characters(tokenizer, len(text), config.max_position_embeddings)
     ids = tuple(tokenizer(('' if instruction else style.opening) + text, add_special_tokens=False).input_ids)
     check_length(len(ids), config.max_position_embeddings)
     return read_persona(model, ids, text, template=style.name, closed=not exchanges)
@@ -339,6 +351,15 @@ def weights_hash(
         found.append(json.dumps([name, [*p.shape], str(kind), *_sums(p, kind)]))
     if _is_whole(decoder): _KNOWN.setdefault(decoder, {})[dtype] = _marks(decoder), digest(*found)
     return digest(*found)
+
+def head_hash(
+    model:Any, # a causal language model, or a wrapper of one
+)->str: # hex digest
+    "A digest of the output head, bit for bit; '' where that is the embedding, or is offloaded."
+    head, table = model.get_output_embeddings(), model.get_input_embeddings()
+    weights = {} if head is None else dict(head.named_parameters())
+    if any(p is table.weight or p.is_meta for p in weights.values()): return ''
+    return digest(*(x for name, p in sorted(weights.items()) for x in (name, str(p.dtype), str([*p.shape]), p)))
 
 _KNOWN = WeakKeyDictionary[Any, dict[Any, tuple[Any, str]]]() # text model -> dtype -> `_marks`, and the digest
 

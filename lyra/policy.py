@@ -9,6 +9,7 @@ __all__ = ['NEVER', 'SEGMENTS', 'WINDOW', 'PRESETS', 'ContextPolicy', 'visible',
 # %% ../nbs/40_policy.ipynb #6e05d171
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -172,7 +173,8 @@ def layer_policies(
 def _windows(types:Sequence[str], policies:Sequence[ContextPolicy], size:Any)->list[int|None]:
     "Every layer's window under `window_size`."
     if isinstance(size, Mapping):
-        if (unknown := sorted(str(x) for x in size if x not in types and x not in range(len(types)))):
+        is_layer = lambda x: isinstance(x, Integral) and not isinstance(x, bool) and x in range(len(types))
+        if (unknown := sorted(str(x) for x in size if x not in types and not is_layer(x))):
             raise LyraError(f"window_size names {', '.join(unknown)}, which is neither a layer (0 to {len(types) - 1}) "
                             f"nor a layer type ({', '.join(sorted({*types}))}).")
         return [size.get(i, size.get(t, p.window)) for i, (t, p) in enumerate(zip(types, policies))]

@@ -492,8 +492,9 @@ def _csv_rows(path:Path|str)->Iterator[tuple[str, dict]]: # place for an error, 
     reader = csv.DictReader(StringIO(read_text(path)), strict=True)
     try:
         names = reader.fieldnames or ()
-        if (twice := [name for name in names if names.count(name) > 1]):
-            raise LyraError(f'{path}, line 1: two columns are called {twice[0]!r}: rename one.')
+        if len({*names}) < len(names):
+            name = Counter(names).most_common(1)[0][0]
+            raise LyraError(f'{path}, line 1: two columns are called {name!r}: rename one.')
         for row in reader:
             n = reader.line_num - sum(x.count('\n') for x in row.values() if isinstance(x, str))
             where = f'{path}, line {n}'

@@ -26,12 +26,14 @@ from torch import Tensor
 from transformers import Gemma3TextConfig
 
 import lyra
-from .core import (LyraError, Schema, as_path, checked, differing, digest, is_flag, number, parse_json, progress,
-                       read_json, read_text, signature, typed, unwritable, write_file)
+from .core import (LyraError, Schema, alone, as_path, checked, differing, digest, is_flag, number, parse_json,
+                       progress, read_json, read_text, signature, typed, unwritable, write_file)
+from .weights import LOCATE, resolve
+from .int8 import source_digest
 from .decoders import decoder_of, load
 from .policy import PRESETS, preset
 from .cards import Card, read_card, tokenizer_hash
-from .persona import weights_hash
+from .persona import head_hash, weights_hash
 from .chat import ChatSession, Sampling, check_texts, read_conversations, sampling_of
 from .drift import (COLUMNS, Reprompted, Session, ask, bleed, divergence, find_method, first_token, keeps_rule, neutral,
                         open_session, persona_share, shuffled_turns)
@@ -120,21 +122,24 @@ def one_turn(
     "Tell a turn, with the given reply or the session's own."
     if sampling is None: return session.tell(*turn, scored=scored)
     options = {f.name: getattr(sampling, f.name) for f in fields(sampling)}
+    if isinstance(session, Reprompted): session.remind()
     reply = hearable(session.reply(turn[0], **options), tokenizer)
     return session.tell(turn[0], reply or SILENCE, scored=False)
 
 @lru_cache(maxsize=1)
-def _load(arguments:str)->tuple: # model, tokenizer
+def _load(arguments:str, source:str)->tuple: # model, tokenizer
     return load(**json.loads(arguments))
 
-def _arguments(model:str|Mapping[str, str]|None)->str: # JSON
+def _arguments(model:str|Mapping[str, str]|None)->tuple[str, str]: # JSON, and the state of the files
     "What loads the model of a plan."
-    arguments = dict(model) if isinstance(model, Mapping) else dict(name=model)
-    return json.dumps({k: x for k, x in arguments.items() if k != 'template'})
+    given = dict(model) if isinstance(model, Mapping) else dict(name=model)
+    hub = {key: given[key] for key in LOCATE if key in given}
+    source = source_digest(*resolve(given.get('name'), **hub), hub.get('subfolder') or '')
+    return json.dumps({k: x for k, x in given.items() if k != 'template'}), source
 
 def _loaded(model:str|Mapping[str, str]|None)->tuple: # model, tokenizer
-    "The model of a plan, loaded once."
-    return _load(_arguments(model))
+    "The model of a plan, loaded once, and again where its files have changed."
+    return _load(*_arguments(model))
 
 # %% ../nbs/83_sweep.ipynb #2f2e3466
 def hold(
@@ -205,7 +210,8 @@ def _cut(name:str, most:int)->str:
 def _file(out:Path, cell:tuple[str, str, int])->Path:
     "Where a cell lies."
     name, card, order = cell[0].replace(':', '='), Path(cell[1]), cell[2]
-    end = f'.{digest(read_text(card), _meaning(cell[0]))[:DIGITS]}.{order}.json'
+    known = digest(read_text(card), _meaning(cell[0]), json.dumps([cell[0], card.stem]))
+    end = f'.{known[:DIGITS]}.{order}.json'
     return out/'cells'/(_cut(f'{name}.{card.stem}', LONGEST_NAME - len(end)) + end)
 
 def _seal(path:Path, plan:str, held:Mapping[str, Any])->str:
@@ -415,11 +421,11 @@ def check_plan(
 
 # %% ../nbs/83_sweep.ipynb #2bee8ed2
 @lru_cache(maxsize=1)
-def _weights(arguments:str)->str:
+def _weights(arguments:str, source:str)->str: # as `_arguments` gives them
     "A digest of all that a cell's numbers depend on in a model: weights, config, tokenizer, and what ends a reply."
-    model, tokenizer = _load(arguments)
+    model, tokenizer = _load(arguments, source)
     about = signature(decoder_of(model).config), tokenizer_hash(tokenizer), model.generation_config.eos_token_id
-    return digest(weights_hash(model), json.dumps(about, sort_keys=True))
+    return digest(weights_hash(model), head_hash(model), json.dumps(about, sort_keys=True))
 
 @contextmanager
 def _named(where:str)->Iterator[None]:
@@ -464,22 +470,37 @@ def _ready(plan:Plan, cells:Sequence[tuple[str, str, int]])->str: # digest of th
     _check_turns(plan, session, cells)
     for path in dict.fromkeys(p for _, p, _ in cells):
         _check_openings(plan, session, path, [m for m, p, _ in cells if p == path])
-    return _weights(_arguments(plan.model))
+    return _weights(*_arguments(plan.model))
 
-def _held(plan:Plan, cell:tuple[str, str, int])->dict: # 'weights', 'rows', 'replies'
-    "Hold a cell, with the model that the plan names."
-    return dict(weights=_weights(_arguments(plan.model)), **hold(plan, cell))
+def _inputs(plan:Plan, cell:tuple[str, str, int])->str:
+    "A digest of the card and of the conversations of a cell, as they are now."
+    return digest(read_text(cell[1]), plan.hash())
+
+def _held(plan:Plan, cell:tuple[str, str, int], inputs:str)->dict: # 'weights', 'rows', 'replies'
+    "Hold a cell, with the model that the plan names; raises `LyraError` unless its files are those of the start."
+    def check()->None:
+        if _inputs(plan, cell) == inputs: return
+        raise LyraError(f'{cell[1]} or {plan.conversations} was changed while the sweep ran: put it back and go on, or '
+                        'name another folder.')
+    check()
+    held = dict(weights=_weights(*_arguments(plan.model)), **hold(plan, cell))
+    check()
+    return held
 
 def _ask(executor:Executor|None, work:Callable, *args:Any)->Any: # what `work` gives
     "Call a function where the cells are held."
     return work(*args) if executor is None else executor.submit(work, *args).result()
 
-def _finished(plan:Plan, cells:list, executor:Executor|None)->Iterator[tuple[tuple, dict]]: # cell, as `_held` gives it
+def _finished(
+    plan:Plan, # of the sweep
+    cells:Mapping[tuple[str, str, int], str], # with the digest of their files
+    executor:Executor|None, # where to hold them
+)->Iterator[tuple[tuple, dict]]: # cell, as `_held` gives it
     "Hold the cells, in any order."
     if executor is None:
-        for cell in cells: yield cell, _held(plan, cell)
+        for cell, inputs in cells.items(): yield cell, _held(plan, cell, inputs)
         return
-    jobs, lost = {executor.submit(_held, plan, cell): cell for cell in cells}, None
+    jobs, lost = {executor.submit(_held, plan, cell, inputs): cell for cell, inputs in cells.items()}, None
     for job in as_completed(jobs):
         if isinstance(fault := job.exception(), BrokenExecutor): lost = fault
         else: yield jobs[job], job.result()
@@ -494,8 +515,9 @@ def _hold_all(plan:Plan, out:Path, settings:bytes, executor:Executor|None)->None
     "Hold and keep every cell that a folder lacks, which is the plan's own from here on."
     mine, cells = plan.hash(), plan.cells()
     read = {cell: _finished_cell(out, cell, plan, mine) for cell in cells}
-    missing = [cell for cell in cells if not read[cell]]
-    weights = _ask(executor, _ready, plan, missing)
+    missing = {cell: _inputs(plan, cell) for cell in cells if not read[cell]}
+    files = {cell: _file(out, cell) for cell in missing}
+    weights = _ask(executor, _ready, plan, [*missing])
     def check(held:Mapping[str, Any])->None:
         if held['weights'] == weights: return
         raise LyraError(f'{out} holds cells of another model, config or tokenizer: name another folder, or delete '
@@ -506,7 +528,7 @@ def _hold_all(plan:Plan, out:Path, settings:bytes, executor:Executor|None)->None
     with progress(total=len(cells), initial=len(cells) - len(missing), unit='cell', smoothing=0) as bar:
         for cell, held in _finished(plan, missing, executor):
             check(held)
-            _keep(_file(out, cell), mine, held)
+            _keep(files[cell], mine, held)
             bar.update()
 
 @typed
@@ -525,17 +547,26 @@ def sweep(
     out = as_path(out)
     try:
         with suppress(FileNotFoundError, NotADirectoryError): os.lstat(out)
-        settings, fault = _claim(plan, out), unwritable(out/'cells') or unwritable(out)
+        fault = _claim(plan, out) and (unwritable(out/'cells') or unwritable(out))
     except (OSError, ValueError) as e:
         raise LyraError(f'{out!r:.80} cannot be used ({e!s:.80}): name another folder.') from e
     if fault: raise LyraError(f'{out} cannot be written{fault}: name another folder.')
-    try:
-        with _pool(workers) if workers > 1 and executor is None else nullcontext(executor) as place:
-            _hold_all(plan, out, settings, place)
-    except BrokenExecutor as e:
-        raise LyraError('A worker was ended from outside, perhaps for want of memory: call again with fewer workers, '
-                        'and the sweep goes on where it stopped.') from e
+    with alone(out):
+        settings = _claim(plan, out)                                            # nobody else changes it from here on
+        try:
+            with _pool(workers) if workers > 1 and executor is None else nullcontext(executor) as place:
+                _hold_all(plan, out, settings, place)
+        except BrokenExecutor as e:
+            raise LyraError('A worker was ended from outside, perhaps for want of memory: call again with fewer '
+                            'workers, and the sweep goes on where it stopped.') from e
+        return _written(plan, out)
+
+def _written(plan:Plan, out:Path)->pd.DataFrame:
+    "Gather and write the tables of a whole sweep; raises `LyraError` where a cell is missing after all."
     results = gather(plan, out)
+    if len({*zip(results.method, results.persona, results.order)}) < len(plan.cells()):
+        raise LyraError(f'{out} lacks cells that were held, or a card was changed while the sweep ran: put it back and '
+                        'go on, or name another folder.')
     write_file(out/'results.csv', _as_csv(results))
     if plan.free is not None: write_file(out/'replies.csv', _as_csv(gather(plan, out, 'replies')))
     return results

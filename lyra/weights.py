@@ -553,6 +553,7 @@ def _unfit(
         if not isinstance(window, int) or window < 1: return f'has a sliding_window of {window!r:.20}'
     if (odd := set(getattr(text, 'layer_types', None) or ()) - LAYERS): return f'has layers of {sorted(odd)[0]!r}'
     if getattr(text, 'use_bidirectional_attention', None) is True: return 'attends to later tokens, too'
+    if (causal := getattr(text, 'is_causal', True)) is not True: return f'has an is_causal of {causal!r:.20}'
     keeps_state = getattr(MODEL_FOR_CAUSAL_LM_MAPPING[type(config)], '_is_stateful', False)
     return 'is recurrent' if keeps_state or not hasattr(text, 'num_attention_heads') else ''
 
@@ -597,15 +598,20 @@ def checkpoint_config(
     if (other := _other_family(config)):
         raise LyraError(f'The config.json of {place} is of a {config.model_type!r} model, and names the architecture '
                         f'{other}: restore the config.json that belongs to these weights.')
-    if not str(getattr(config, 'transformers_weights', None) or SAFE[0]).endswith(SAFE):
+    named = SAFE[0] if (x := getattr(config, 'transformers_weights', None)) is None else str(x)
+    if not named.endswith(SAFE):
         raise LyraError(f'The config.json of {place} names weights that are no safetensors, which are never loaded: '
                         'remove `transformers_weights` from it.')
     quantised:Any = getattr(config, 'quantization_config', None) or {}
     method = quantised.get('quant_method') if isinstance(quantised, dict) else quantised.quant_method
-    if quantised and method not in AUTO_QUANTIZATION_CONFIG_MAPPING:
+    known = [*AUTO_QUANTIZATION_CONFIG_MAPPING, 'bitsandbytes']                             # it stands there as two
+    if quantised and method not in known:
         raise LyraError(f'The config.json of {place} names a kind of quantisation that is not known here, {method!r}: '
                         'name a checkpoint that is not quantised, or quantised in another way.')
-    if '/' in str(attn := getattr(config, '_attn_implementation_internal', None)):
+    if not isinstance(attn := getattr(config, '_attn_implementation_internal', None), str | dict | None):
+        raise LyraError(f'The config.json of {place} names the attention implementation {attn!r:.40}: remove '
+                        '`attn_implementation` from it.')
+    if '/' in str(attn):
         raise LyraError(f'The config.json of {place} asks for the code of {attn!r}, and code that comes with a '
                         'checkpoint is never run: remove `attn_implementation` from it.')
     return config
@@ -630,11 +636,12 @@ def _stored(
 def _described(
     config:PreTrainedConfig, # of a model
 )->int:
-    "How many numbers a model has by its config, less its output head; any exception that building it raises."
+    "How many numbers a model has by its config, huge tables too, less its output head; raises what building it raises."
     with torch.device('meta'), no_init_weights():
         model = AutoModelForCausalLM.from_config(copy.deepcopy(config), attn_implementation='eager')
     head = model.get_output_embeddings()
-    return sum(p.numel() for p in model.parameters()) - (0 if head is None else head.weight.numel())
+    weights, tables = (sum(x.numel() for x in found) for found in (model.parameters(), model.buffers()))
+    return weights + (tables if tables > 2**28 else 0) - (0 if head is None else head.weight.numel())
 
 def _check_size(
     place:Path, # a checkpoint's folder
@@ -671,12 +678,13 @@ def _check_dtype(
     "Raises `LyraError` unless transformers will understand `dtype`."
     if dtype is None or isinstance(dtype, str) and dtype == 'auto': return
     known = dtype if isinstance(dtype, torch.dtype) else getattr(torch, str(dtype), None)
-    if not isinstance(known, torch.dtype) or not known.is_floating_point:
+    if not isinstance(known, torch.dtype) or not known.is_floating_point or known.itemsize < 2:
         raise LyraError(f"Unknown dtype {dtype!r}: use 'float32', 'bfloat16', 'float16', 'auto' or a torch.dtype.")
 
 def _check_safe(kwargs:Mapping[str, Any])->None:
     "Raises `LyraError` where code or pickles are asked for."
-    if not kwargs.get('trust_remote_code') and kwargs.get('use_safetensors') is not False: return
+    is_off = any(kwargs.get('trust_remote_code') is x for x in (None, False))                # an array is not compared
+    if is_off and kwargs.get('use_safetensors') is not False: return
     raise LyraError('Code and pickles that come with a checkpoint are never run: leave out trust_remote_code and '
                     'use_safetensors.')
 
@@ -882,10 +890,14 @@ def load_tokenizer(
                    'checkpoint')
     try:
         tokenizer = AutoTokenizer.from_pretrained(place, **kwargs)
-        word, _ = tokenizer('word').input_ids, tokenizer(RARE)
-    except Exception as e: # whatever foreign files make of transformers
+        word, special, _ = tokenizer('word').input_ids, tokenizer.all_special_ids, tokenizer(RARE)
+    except BaseException as e: # whatever foreign files make of transformers
+        if not isinstance(e, Exception) and type(e).__name__ != 'PanicException': raise     # of the library in Rust
         raise LyraError(_gated(place) if _is_gated(e) else f'No tokenizer can be read in {place}: {remedy}.') from e
-    if set(word) <= set(tokenizer.all_special_ids):
+    templates = tokenizer.chat_template
+    if not all(isinstance(x, str | None) for x in (templates.values() if isinstance(templates, dict) else [templates])):
+        raise LyraError(f'The tokenizer in {place} has a chat template that is no text: {remedy}.')
+    if set(word) <= set(special):
         raise LyraError(f'The tokenizer in {place} knows no words: {remedy}.')
     if not tokenizer.eos_token: raise LyraError(f'The tokenizer in {place} has no end-of-text token: {remedy}.')
     if '' in tokenizer.all_special_tokens:

@@ -37,7 +37,7 @@ from .cards import Template, check_words, find_template, overflows, spells, toke
 from .decoders import check_still, decoder_of, device_of
 from .fast import is_fast
 from .persona import Persona, head_hash, save as write_persona, weights_hash
-from .journal import AGAIN, Journal, Settings
+from .journal import AGAIN, Journal, Settings, claim
 
 # %% ../nbs/61_chat.ipynb #b9fe8a66
 @dataclass(frozen=True)
@@ -660,6 +660,7 @@ def save_session(
     journal = Journal(folder)
     if os.path.lexists(state := journal.path.with_name(STATE)) and not os.path.lexists(journal.path):
         raise LyraError(f'{state} is of no session: name another folder, or remove it.')
+    journal.lock = claim(journal.path.parent)                               # before anything there is changed
     name = keep_persona(session.persona, journal) if session.persona else None
     header = dict(settings=to_json(session.settings), weights=weights_hash(session.model), persona=name)
     about:dict[str, Any] = dict(tokenizer=tokenizer_hash(session.tokenizer), config=signature(session.cache.config),

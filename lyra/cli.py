@@ -360,12 +360,13 @@ def _claimed(args)->Iterator[None]:
     "Within the block, be the only one who writes --out, which has no session yet."
     if not args.out: return (yield)
     from lyra.journal import claim
+    is_new = not args.out.exists()
     lock = claim(args.out)
     _check_free(args)                                           # another process may have written it a moment ago
     try: yield
     finally:
-        if os.listdir(args.out) == ['.session.lock']:
-            with suppress(OSError):
+        with suppress(OSError):
+            if is_new and os.listdir(args.out) == ['.session.lock']:
                 (args.out/'.session.lock').unlink()
                 args.out.rmdir()
         del lock

@@ -179,9 +179,11 @@ def alone(
     folder:Path, # made where it does not exist, and taken away again where nothing was written
 )->Iterator[None]:
     "Within the block, be the only one who writes a folder; raises `LyraError` where another process does."
+    file, is_new = folder/'.lock', not folder.exists()
+    if file.is_symlink(): raise LyraError(f'{file} is a link, which lyra would write: remove it.')
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        (lock := FileLock(folder/'.lock')).acquire(blocking=False)
+        (lock := FileLock(file)).acquire(blocking=False)
     except Timeout as e:
         raise LyraError(f'{folder} is being written by another process: wait for its end, or name another '
                         'folder.') from e
@@ -190,9 +192,9 @@ def alone(
         raise LyraError(f'{folder} cannot be written ({why}): name another folder.') from e
     try: yield
     finally:
-        if os.listdir(folder) == ['.lock']:
-            with suppress(OSError):
-                (folder/'.lock').unlink()
+        with suppress(OSError):
+            if is_new and os.listdir(folder) == [file.name]:
+                file.unlink()
                 folder.rmdir()
         lock.release()
 

@@ -290,7 +290,8 @@ def keep_turn(
     try:
         if trace is not None and len(trace) == before.recorded: trace.refresh()
         else: talk.traces[talk.name] = Trace(file)
-    except OSError as e: raise LyraError(f'{file} cannot be read ({e.strerror}): put it back.') from e
+    except OSError as e:
+        raise LyraError(f'{file} cannot be read ({e.strerror}): put it back, or go on in a new chat.') from e
     talk.before = before
 
 # %% ../nbs/92_livechat.ipynb #6e58106d

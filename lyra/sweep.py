@@ -556,10 +556,12 @@ def sweep(
         try:
             with _pool(workers) if workers > 1 and executor is None else nullcontext(executor) as place:
                 _hold_all(plan, out, settings, place)
+            return _written(plan, out)
         except BrokenExecutor as e:
             raise LyraError('A worker was ended from outside, perhaps for want of memory: call again with fewer '
                             'workers, and the sweep goes on where it stopped.') from e
-        return _written(plan, out)
+        except FileExistsError as e:
+            raise LyraError(f'{e.filename} is no file: remove it, and the sweep goes on where it stopped.') from e
 
 def _written(plan:Plan, out:Path)->pd.DataFrame:
     "Gather and write the tables of a whole sweep; raises `LyraError` where a cell is missing after all."

@@ -451,6 +451,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                'lyra.decoders.decoder_of': ('any_model.html#decoder_of', 'lyra/decoders.py'),
                                'lyra.decoders.detach': ('any_model.html#detach', 'lyra/decoders.py'),
                                'lyra.decoders.device_of': ('any_model.html#device_of', 'lyra/decoders.py'),
+                               'lyra.decoders.far_place': ('any_model.html#far_place', 'lyra/decoders.py'),
                                'lyra.decoders.find_rotations': ('any_model.html#find_rotations', 'lyra/decoders.py'),
                                'lyra.decoders.load': ('any_model.html#load', 'lyra/decoders.py'),
                                'lyra.decoders.load_attached': ('any_model.html#load_attached', 'lyra/decoders.py'),

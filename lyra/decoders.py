@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['KINDS', 'TRIED', 'stock_mask', 'register', 'body_of', 'decoder_of', 'device_of', 'check_still', 'Asking',
-           'trial_keys', 'find_rotations', 'check_family', 'trial_masks', 'check_masks', 'attach', 'detach',
-           'load_attached', 'load']
+           'trial_keys', 'far_place', 'find_rotations', 'check_family', 'trial_masks', 'check_masks', 'attach',
+           'detach', 'load_attached', 'load']
 
 # %% ../nbs/43_any_model.ipynb #0d85920f
 from functools import partial
@@ -136,6 +136,15 @@ def trial_keys(
     return [x.keys for x in own if x.keys is not None], asking.sizes
 
 # %% ../nbs/43_any_model.ipynb #eb8dd469
+def far_place(
+    config:Any, # of a text model
+)->int:
+    "The last position that a model was made for, or one far behind that from which on its positions are stretched."
+    rope = getattr(config, 'rope_parameters', None) or {}
+    each = [rope, *(x for x in rope.values() if isinstance(x, dict))]
+    stretched = max((x.get('original_max_position_embeddings') or 0 for x in each), default=0)
+    return 64*stretched or (getattr(config, 'max_position_embeddings', None) or 10**6) - 1
+
 def find_rotations(
     decoder:Any, # with the attention of `attach`
 )->list[Rotation]: # one per layer that holds keys
@@ -154,8 +163,8 @@ def find_rotations(
     if any(not g < .2 for g, _ in found):
         raise LyraError(f'{name} tells positions in a way that is not known here (no rotary embedding, or another '
                         'layout), so a persona could not be placed: use a model with rotary embeddings.')
-    _, last = trial_keys(decoder, (getattr(decoder.config, 'max_position_embeddings', None) or 10**6) - 1)
-    if any(not isclose(last[i], asked[i], rel_tol=.05, abs_tol=1e-6) for i in asked):
+    _, last = trial_keys(decoder, far_place(decoder.config))
+    if any(not isclose(last[i], asked[i], rel_tol=.01, abs_tol=1e-6) for i in asked):
         raise LyraError(f'{name} makes queries larger at later positions, so a conversation could not be placed anew: '
                         'use a model whose positions are told by rotary embeddings alone.')
     return [readings[i] for _, i in found]

@@ -645,6 +645,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                            'lyra.int8.save_int8': ('int8.html#save_int8', 'lyra/int8.py'),
                            'lyra.int8.shares_embedding': ('int8.html#shares_embedding', 'lyra/int8.py'),
                            'lyra.int8.source_digest': ('int8.html#source_digest', 'lyra/int8.py'),
+                           'lyra.int8.sums': ('int8.html#sums', 'lyra/int8.py'),
                            'lyra.int8.to_digits': ('int8.html#to_digits', 'lyra/int8.py'),
                            'lyra.int8.to_int8': ('int8.html#to_int8', 'lyra/int8.py')},
             'lyra.journal': { 'lyra.journal.Exchange': ('journal.html#exchange', 'lyra/journal.py'),

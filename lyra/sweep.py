@@ -547,7 +547,8 @@ def sweep(
     out = as_path(out)
     try:
         with suppress(FileNotFoundError, NotADirectoryError): os.lstat(out)
-        fault = _claim(plan, out) and (unwritable(out/'cells') or unwritable(out))
+        _claim(plan, out)                                                       # before a folder is made
+        fault = unwritable(out/'cells') or unwritable(out)
     except (OSError, ValueError) as e:
         raise LyraError(f'{out!r:.80} cannot be used ({e!s:.80}): name another folder.') from e
     if fault: raise LyraError(f'{out} cannot be written{fault}: name another folder.')

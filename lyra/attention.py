@@ -207,6 +207,7 @@ def attend(
         if cache.watch is not None: cache.watch.attended(module, query, key, attention_mask)
     attn = attn or module.config._attn_implementation
     interface = ALL_ATTENTION_FUNCTIONS.get_interface(attn, eager_of(module.__class__) if attn == 'eager' else None)
+    if attn == 'sdpa': interface = vars(module).get('prompt_attention', interface)                    # see `lyra.fast`
     return interface(module, query, key, value, attention_mask, **kwargs)
 
 # %% ../nbs/30_attention.ipynb #76baa8be

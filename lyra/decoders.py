@@ -20,9 +20,9 @@ from transformers.cache_utils import Cache, DummyLayer, DynamicLayer
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
 from .core import LyraError, is_flag
-from .fast import accelerate, check_fast
+from .fast import accelerate, block_attention, check_fast
 from .weights import LOCATE, check_device, default_dtype, load_model, load_tokenizer, resolve
-from .int8 import check_int8, int8_checkpoint, is_int8
+from .int8 import check_int8, dtype_name, int8_checkpoint, is_int8
 from .attention import ACTIVE, Lyra, Rotation, attend, check_rotation, enter, leave, rotations
 from .policy import layer_types
 
@@ -299,7 +299,8 @@ def load_attached(
     check_family(config.get_text_config(decoder=True))
     is_gemma = config.model_type in ('gemma3', 'gemma3_text')
     model = Lyra.from_pretrained(name, **options) if is_gemma else attach(load_model(name, **options))
-    return accelerate(model) if fast else model
+    if fast: return accelerate(model)
+    return block_attention(model) if dtype_name(model) == 'int8' else model
 
 def _load_int8(name:Path|str|None, *, dtype:Any, device:Any=None, device_map:Any=None, **options:Any)->Any:
     "The 8-bit copy of a model, under the name of its source."

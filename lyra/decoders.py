@@ -8,6 +8,7 @@ __all__ = ['KINDS', 'TRIED', 'stock_mask', 'register', 'body_of', 'decoder_of', 
            'detach', 'load_attached', 'load']
 
 # %% ../nbs/43_any_model.ipynb #0d85920f
+import threading
 from functools import partial
 from math import isclose
 from pathlib import Path
@@ -191,6 +192,7 @@ def check_family(
         raise LyraError(f'{name} attends to later tokens too, so it cannot hold a conversation: use a causal model.')
 
 TRIED = 8 # tokens of a trial
+_one_trial = threading.Lock() # what a trial registers, the whole process sees
 
 @torch.no_grad()
 def trial_masks(
@@ -203,16 +205,17 @@ def trial_masks(
         seen = torch.ones(TRIED, TRIED) if attention_mask is None else attention_mask[0, 0].cpu() == 0
         found.append((module.layer_idx, seen.bool()))
         return value.new_zeros(*query.transpose(1, 2).shape[:3], value.shape[-1]), None
-    AttentionInterface.register('lyra_trial', note)
-    AttentionMaskInterface.register('lyra_trial', ALL_MASK_ATTENTION_FUNCTIONS['eager'])
     before, attn = getattr(config, 'sliding_window', None), config._attn_implementation
-    try:
-        if before is not None: config.sliding_window = window
-        decoder.set_attn_implementation('lyra_trial')
-        decoder(input_ids=torch.full((1, TRIED), config.vocab_size//2, device=decoder.device), use_cache=False)
-    finally:
-        if before is not None: config.sliding_window = before
-        decoder.set_attn_implementation(attn)
+    with _one_trial:
+        AttentionInterface.register('lyra_trial', note)
+        AttentionMaskInterface.register('lyra_trial', ALL_MASK_ATTENTION_FUNCTIONS['eager'])
+        try:
+            if before is not None: config.sliding_window = window
+            decoder.set_attn_implementation('lyra_trial')
+            decoder(input_ids=torch.full((1, TRIED), config.vocab_size//2, device=decoder.device), use_cache=False)
+        finally:
+            if before is not None: config.sliding_window = before
+            decoder.set_attn_implementation(attn)
     return found
 
 def check_masks(

@@ -11,7 +11,7 @@ __all__ = ['OPTIONS', 'STATE', 'EVERY', 'Conversation', 'ConversationLine', 'as_
            'load_session']
 
 # %% ../nbs/61_chat.ipynb #ae39befc
-import copy, json, numbers, os, sys
+import copy, json, numbers, os, sys, threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields, replace
@@ -202,7 +202,7 @@ class SessionState:
         self.turns:list[dict] = []                      # rows: finished turns, and exchanges of the persona
         self.journal:Journal|None = None                # the file that they are written to
         self.recorder:Listener|None = None              # who is told of everything
-        self.busy = False                               # whether a turn is being held
+        self.turn = threading.Lock()                    # locked while a turn is being held
         self._open()
 
     def _open(self)->None:
@@ -309,16 +309,16 @@ def undoable(
     session:SessionState, # whose cache, edge and rows are put back
 )->Iterator[None]:
     "Undo what a block changes if it fails before its row is kept; raises `LyraError` where a turn is being held."
-    if session.busy:
+    if not session.turn.acquire(blocking=False):
         raise LyraError('A reply is still being streamed: take all of its pieces, or close the stream, '
                         'before the next turn.')
-    before, kept = (session.cache.snapshot(), session.edge, list(session.turns)), rows_kept(session)
-    session.busy = True
-    try: yield
-    except BaseException:
-        if rows_kept(session) == kept: session.cache, session.edge, session.turns = before
-        raise
-    finally: session.busy = False
+    try:
+        before, kept = (session.cache.snapshot(), session.edge, list(session.turns)), rows_kept(session)
+        try: yield
+        except BaseException:
+            if rows_kept(session) == kept: session.cache, session.edge, session.turns = before
+            raise
+    finally: session.turn.release()
 
 # %% ../nbs/61_chat.ipynb #e18820d2
 def ends_reply(
@@ -442,7 +442,7 @@ class ChatSession(SessionState):
         "A copy that can be questioned; what it hears, this conversation does not."
         twin = object.__new__(type(self))
         vars(twin).update(vars(self), cache=copy.deepcopy(self.cache), turns=list(self.turns), journal=None,
-                          recorder=None, busy=False)
+                          recorder=None, turn=threading.Lock())
         twin.cache.watch = None
         return twin
 

@@ -11,13 +11,17 @@ _home = dict(
 __all__ = list(_home)
 
 
+LIBRARIES = 'HF_', 'HUGGINGFACE', 'TRANSFORMERS', 'TOKENIZERS', 'TORCH', 'PYTORCH', 'TQDM', 'OMP', 'MKL' # begin the names
+
+
 def misread(
     e, # that was raised
 ): # a sentence
     "What is wrong with the environment variable whose value a library could not read, if an error quotes one; else ''."
     said = str(e) if isinstance(e, ValueError) else ''
     quoted = lambda name, value: repr(value) in said or name == 'TORCH_LOGS' and value in said
-    name = next((name for name, value in os.environ.items() if value and quoted(name, value)), '')
+    theirs = sorted(os.environ.items(), key=lambda pair: not pair[0].startswith(LIBRARIES))         # two may be alike
+    name = next((name for name, value in theirs if value and quoted(name, value)), '')
     why = ' '.join(said.split())[:80]
     return f'a library cannot read the environment variable {name} ({why}): unset it.' if name else ''
 

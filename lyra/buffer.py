@@ -22,6 +22,7 @@ class Memory:
     ):
         self.room, self.dim, self.reserve = room, dim, reserve
         self.data = torch.empty(0)
+        self.shared = False # whether another buffer may have the same memory
         self.slots = 0 # that there are for the window; none before memory is allocated
         self.start = self.end = reserve
 
@@ -129,7 +130,8 @@ class Buffer(Memory):
     def take_back(self,
         n:int, # no more than the window has
     )->None:
-        "Forget the last n slots."
+        "Forget the last n slots; memory that is shared is copied, since others may still show them."
+        if self.shared: self.data, self.shared = self.data.clone(), False
         self.end -= n
 
 # %% ../nbs/41_buffer.ipynb #9e47c33b

@@ -25,7 +25,7 @@ from transformers.cache_utils import Cache, CacheLayerMixin, DummyLayer
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
 from .core import LyraError, differing, is_flag, number, signature
-from .attention import ACTIVE, Rotation
+from .attention import ACTIVE, Rotation, rotations_of
 from .policy import NEVER, ContextPolicy, layer_policies, layer_types, visible
 from .buffer import Buffer, change, set_front, trim
 
@@ -283,8 +283,14 @@ class LyraLayer(CacheLayerMixin):
         "What a stock mask would be sized by, though none is made; raises `LyraError` outside of `enter`."
         if ACTIVE.cache is None:
             raise LyraError('A LyraCache makes its own masks, and this model does not ask for them: call '
-                            'lyra.attach(model) first.')
+                            'lyra.attach(model) first. (Or a hook has run another model within this pass.)')
         return query_length, 0
+
+    def _as_one(self, *args:Any, **kwargs:Any)->None:
+        "Refuses what transformers would do to a single layer."
+        raise LyraError('The layers of a LyraCache go together: call reset() of the cache; it cannot be offloaded.')
+
+    reset = offload = prefetch = _as_one
 
     def update(self,
         key_states:Tensor, # [B, K, T, D], after RoPE
@@ -312,6 +318,9 @@ def follow_base(
 )->None:
     "Turn what is held by what re-basing has taken off the positions since."
     if torch.equal(layer.base, layer.index.rows.base): return
+    if not hasattr(layer, 'rotation'):
+        raise LyraError('A cache that was given a state learns how its model turns keys with the first forward pass: '
+                        're-base it, or take its state, after that.')
     by, layer.base = layer.base - layer.index.rows.base, layer.index.rows.base
     change(layer.buffers[0], lambda keys: layer.rotation.shift(keys, by), front=False)
 
@@ -581,8 +590,9 @@ class LyraCache(PolicyLayers):
 
     def snapshot(self)->'LyraCache':
         "The cache as it is now, to go back to; only one of the two may be used from here on."
-        grown = [b.data for l in self.own if l.index.policy.window is None for b in l.buffers if not b.reserve]
-        return copy.deepcopy(self, {id(x): x for x in (self.config, *grown)})
+        grown = [b for layer in self.own if layer.index.policy.window is None for b in layer.buffers if not b.reserve]
+        for buffer in grown: buffer.shared = True
+        return copy.deepcopy(self, {id(x): x for x in (self.config, *(b.data for b in grown))})
 
     def reorder_cache(self,
         beam_idx:Tensor, # [B] which of today's rows become the new ones
@@ -635,7 +645,7 @@ def check_model(
     if cache.rows.seen and held not in (None, dtype):
         raise LyraError(f'The cache holds a conversation in {held}, and the model now computes in {dtype}: '
                         'go on in that dtype, or call cache.reset().')
-    if (others := [p.dtype for p in cache.personas if p.dtype != own]):
+    if (others := [p.dtype for p in cache.personas if p.dtype not in (own, dtype)]):
         rounded = f', or round it with persona.to({own})' if own == torch.bfloat16 else ''
         raise LyraError(f'The persona is in {others[0]}, the model in {own}: build it anew{rounded}.')
     if cache.is_turn and not torch.compiler.is_compiling():
@@ -647,33 +657,42 @@ def read_mask(
     B:int, # rows
     T:int, # new tokens
     seen:int, # columns so far
+    held:Tensor, # [B or fewer] tokens among them
 )->Tensor|None: # [B, T] bool, on the CPU; None: all
-    "Which of the new tokens are real; raises `LyraError` for a mask of another shape."
+    "Which of the new tokens are real; raises `LyraError` for a mask of another shape, or that hides what was heard."
     if mask is None: return None
     if not isinstance(mask, Tensor) or mask.ndim != 2:
         raise LyraError('This cache makes its own masks: pass a 2-dimensional attention_mask of 0 and 1, or none.')
     if mask.shape[1] not in (T, seen + T) or mask.shape[0] not in (1, B):
         raise LyraError(f'The attention_mask is {[*mask.shape]}, for {B} rows and {T} new tokens after {seen}: '
                         f'give [{B}, {seen + T}], or none.')
-    new = mask[:, -T:].cpu()
-    real = new.bool()
+    told = torch.cat((mask[:, :-T].sum(1, keepdim=True), mask[:, -T:]), 1).cpu()             # in one transfer
+    new, real = told[:, 1:], told[:, 1:].bool()
     if (new != real).any(): raise LyraError('The attention_mask has other values than 0 and 1.')
+    if mask.shape[1] > T and (told[:, 0] != held).any():
+        raise LyraError('The attention_mask hides tokens that the cache has heard, or shows padding: give it as it was for '
+                        'those, or only that of the new tokens.')
     return None if real.all() else real.expand(B, T)
 
 # %% ../nbs/42_sliding_window.ipynb #882ca7eb
+def _is_whole(x:Tensor)->bool: return not (x.is_floating_point() or x.is_complex() or x.dtype == torch.bool)
+
 def check_positions(
     position_ids:Tensor|None, # [B or 1, T]
     expected:Tensor, # [B, T] indices of the new tokens
     real:Tensor|None, # [B, T]; None: all
+    base:Tensor, # [B] that the rows' positions are counted from
 )->None:
-    "Raises `LyraError` where given positions leave tokens out; an offset that a row's tokens share changes nothing."
+    "Raises `LyraError` where given positions leave tokens out; an offset that a row began with changes nothing."
     if position_ids is None: return
     shapes = [[rows, expected.shape[1]] for rows in (1, len(expected))]
-    if not isinstance(position_ids, Tensor) or [*position_ids.shape] not in shapes or position_ids.is_floating_point():
+    if not isinstance(position_ids, Tensor) or [*position_ids.shape] not in shapes or not _is_whole(position_ids):
         raise LyraError(f'position_ids have to be whole numbers in a tensor {[*expected.shape]}: give these, or none.')
     told = [slice(None)]*len(expected) if real is None else real
     ahead = [{*row[there].tolist()} for row, there in zip(position_ids.cpu() - expected, told)]
-    if any(len(row) > 1 or min(row, default=0) < 0 for row in ahead):
+    begins = (expected if real is None else expected.masked_fill(~real, NEVER)).amin(1) == 0
+    known = [new or at > 0 or not row or min(row) in (0, -at) for row, new, at in zip(ahead, begins.tolist(), base.tolist())]
+    if not all(known) or any(len(row) > 1 or min(row, default=0) < 0 for row in ahead):
         raise LyraError('Tokens are missing between what the cache has heard and the new ones: give `generate` the '
                         'whole conversation, or new tokens with an attention_mask of all; no position_ids, '
                         'and use_cache=True.')
@@ -688,7 +707,8 @@ def begin_forward(
 )->Tensor: # [B, T] position_ids
     "Number the new tokens, and let every index make its moves; raises `LyraError` for ones that it cannot follow."
     check_model(cache, decoder, tokens.device.type)
-    if tokens.ndim < 2 or not len(tokens): raise LyraError(f'Tokens are [rows, tokens], not {[*tokens.shape]}.')
+    if tokens.ndim != 2 + tokens.is_floating_point() or not len(tokens):
+        raise LyraError(f'Tokens are [rows, tokens], not {[*tokens.shape]}.')
     (B, T), rows, had = tokens.shape[:2], cache.rows, len(cache.rows.next)
     if not T:
         raise LyraError('There are no new tokens, or `generate` has dropped them as known: give it the whole '
@@ -696,13 +716,13 @@ def begin_forward(
     if B % had:
         if not rows.seen: raise LyraError(f'{had} personas for {B} rows: give one, or one per row.')
         raise LyraError(f'The cache holds {had} rows, the input has {B}: use a cache per batch, or call cache.reset().')
-    real = read_mask(attention_mask, B, T, rows.seen)
+    real = read_mask(attention_mask, B, T, rows.seen, rows.next)
     next = rows.next if B == had else rows.next.repeat_interleave(B//had)
     new = next[:, None] + (torch.arange(T) if real is None else real.cumsum(1) - 1)
-    check_positions(position_ids, new, real)
+    check_positions(position_ids, new, real, rows.base if B == had else rows.base.repeat_interleave(B//had))
     if B > had: cache.batch_repeat_interleave(B//had)
     if not hasattr(cache.own[0], 'rotation'):
-        for layer, rotation in zip(cache.own, decoder.rotations): layer.rotation = rotation
+        for layer, rotation in zip(cache.own, rotations_of(decoder)): layer.rotation = rotation
     cache.is_busy = True
     if 0 in rows.next.tolist():                                                           # of a row's first token
         where = torch.arange(T) + rows.seen if position_ids is None else position_ids

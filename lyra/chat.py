@@ -687,8 +687,9 @@ def _tells(session:ChatSession, row:Mapping)->bool:
     "Whether a turn's tokens hold the user's words and then the reply, spaces and halves of characters aside."
     read = lambda ids: session.tokenizer.decode(ids)
     bare = lambda text: ''.join(text.split()).replace('\ufffd', '')
-    said, (user, reply) = read(row['ids']), (bare(read(session.ids(row[who]))) for who in ('user', 'reply'))
-    is_told = not user or reply in bare(said).partition(user)[2]
+    said, (users, replies) = read(row['ids']), ([bare(text), bare(read(session.ids(text)))]   # a normaliser changes words
+                                                for text in (row['user'], row['reply']))
+    is_told = any(not user or reply in bare(said).partition(user)[2] for user in users for reply in replies)
     return is_told and (not row['at_start'] or said.endswith('\n\n') and session.template.between == '\n\n')
 
 def _check(session:ChatSession, row:Mapping, journal:Journal)->None:

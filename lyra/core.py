@@ -82,7 +82,7 @@ def digest(
     found = hashlib.sha256()
     for x in parts:
         if isinstance(x, str): found.update(x.encode())
-        else: found.update(x.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+        else: found.update(x.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
     return found.hexdigest()
 
 # %% ../nbs/01_core.ipynb #4803e1bb

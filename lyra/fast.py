@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .attention import LyraHead
@@ -24,7 +25,7 @@ def multiply(
     bias:Tensor|None, # [out]
 )->Tensor: # [n, out]
     "The product of `nn.functional.linear`, from oneDNN; no gradient flows through it."
-    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, 'none', [], '')
+    return torch.ops.mkldnn._linear_pointwise(x, weight, None if bias is None else bias.contiguous(), 'none', [], '')
 
 # %% ../nbs/32_fast.ipynb #22e39309
 def is_plain(
@@ -34,7 +35,8 @@ def is_plain(
     given = [t for t in numbers if t is not None]
     is_recorded = torch.is_grad_enabled() and any(t.requires_grad for t in given)
     is_float = all(t.dtype == torch.float32 and t.device.type == 'cpu' for t in given)
-    return is_float and not is_recorded and not torch.is_autocast_enabled('cpu')
+    is_told = torch.is_autocast_enabled('cpu') or forward_ad._current_level >= 0         # of another dtype, of tangents
+    return is_float and not is_recorded and not is_told
 
 class FastLinear(nn.Linear):
     "A linear product by oneDNN; `nn.Linear` where that is not for it."

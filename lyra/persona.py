@@ -29,6 +29,7 @@ from transformers.cache_utils import Cache, DummyLayer, DynamicLayer
 from .core import (LyraError, Schema, Text, as_path, checked, differing, digest, parse_json, signature, typed,
                        unusable, write_file)
 from .policy import layer_types
+from .attention import ACTIVE, rotations_of
 from .decoders import check_still, decoder_of
 from .cards import (Card, Template, as_card, as_exchanges, check_words, find_template, is_text, overflows, read_card,
                         write)
@@ -143,8 +144,10 @@ def record(
 )->tuple[tuple[Tensor, ...], tuple[Tensor, ...]]: # keys, turned back, in float32, and values, per layer [1, K, P, D]
     "What a text leaves in every layer that has keys of its own; raises `LyraError` where the model cannot be recorded."
     decoder = decoder_of(model)
-    if not hasattr(decoder, 'rotations'): raise LyraError('This model is not attached: call lyra.attach(model) first.')
+    if not (hasattr(decoder, 'readings') or hasattr(decoder, 'rotations')):
+        raise LyraError('This model is not attached: call lyra.attach(model) first.')
     check_still(model)
+    ACTIVE.cache = None                                                      # a pass that was broken off may have left one
     layers = [DummyLayer() if kind == 'dummy' else DynamicLayer() for kind in layer_types(decoder.config)]
     place = torch.arange(len(token_ids))[None]
     try: decoder(torch.tensor([[*token_ids]]).to(decoder.device), position_ids=place.to(decoder.device),
@@ -153,7 +156,7 @@ def record(
         raise LyraError('Some layers of this model are offloaded, and it cannot be run from outside: '
                         'load it with a device_map that keeps every layer in memory.') from e
     held = [(x.keys, x.values) for x in layers if x.keys is not None]
-    keys = tuple(turn(k, place, inverse=True) for turn, (k, _) in zip(decoder.rotations, held))
+    keys = tuple(turn(k, place, inverse=True) for turn, (k, _) in zip(rotations_of(decoder), held))
     values = tuple(v for _, v in held if v is not None)
     if not all(x.isfinite().all() for x in (*keys, *values)):
         raise LyraError(f'The model computes numbers that are not finite in {decoder.dtype}: '

@@ -131,6 +131,7 @@ def chosen_layers(
     "The layers that a preset is for; raises `LyraError` where there are none, or for a layer that does not exist."
     found = [i for i, t in enumerate(types) if t == 'full_attention'] if layers is None else listed(layers)
     for i in found: number(i, 'A layer', least=0, most=len(types) - 1, whole=True)
+    if len({*found}) < len(found): raise LyraError(f'layers names a layer twice: {found}.')
     if not found and name != 'full':
         raise LyraError('All layers of this model have a window, so a preset has none to work on: '
                         'name some with `layers`.')

@@ -35,7 +35,10 @@ ROWS = ('next', 'turn_start', 'persona', 'past', 'base')
 def state_of(
     cache:LyraCache, # that holds a conversation
 )->tuple[dict[str, Tensor], dict[str, Any]]: # tensors, and a note that JSON can hold
-    "What a conversation has left in a cache, its persona aside."
+    "What a conversation has left in a cache, its persona aside; raises `LyraError` in the middle of a forward pass."
+    if cache.is_busy:
+        raise LyraError('An earlier forward pass through this cache was broken off, or is still under way: its state means '
+                        'nothing.')
     tensors = {f'rows.{name}': getattr(cache.rows, name) for name in ROWS}
     for i, index in enumerate(cache.indexes):
         for name in ('window', 'front', 'anchor'): tensors[f'index.{i}.{name}'] = getattr(index, name)
@@ -61,6 +64,7 @@ def set_state(
         window, front, index.anchor = (tensors[f'index.{i}.{k}'] for k in ('window', 'front', 'anchor'))
         if window.shape[-1]: index.slots.lay(window, max(index.slots.room, window.shape[-1]))
         set_front(index.slots, front)
+        index.shown = index.queries = window.new_zeros(len(cache.rows.next), 0)
         index.version += 1
     for i, layer in enumerate(cache.own):
         keys, values = tensors[f'layer.{i}.keys'].to(device), tensors[f'layer.{i}.values'].to(device)
@@ -143,5 +147,5 @@ def load_state(
             tensors = {k: f.get_tensor(k) for k in f.keys()}
         checked(Note, note, str(path))
     except (OSError, ValueError, SafetensorError, LyraError): return None
-    is_ours = (note['format'], note['torch'], note['digest']) == (FORMAT, torch.__version__, _digest(tensors, note))
-    return (tensors, note) if is_ours else None
+    is_ours = (note['format'], note['torch']) == (FORMAT, torch.__version__)
+    return (tensors, note) if is_ours and note['digest'] == _digest(tensors, note) else None

@@ -483,7 +483,11 @@ def _held(plan:Plan, cell:tuple[str, str, int], inputs:str)->dict: # 'weights', 
         raise LyraError(f'{cell[1]} or {plan.conversations} was changed while the sweep ran: put it back and go on, or '
                         'name another folder.')
     check()
-    held = dict(weights=_weights(*_arguments(plan.model)), **hold(plan, cell))
+    files = _arguments(plan.model)
+    held = dict(weights=_weights(*files), **hold(plan, cell))
+    if _arguments(plan.model) != files:
+        raise LyraError("The model's files were changed while the sweep ran: put them back and go on, or name another "
+                        'folder.')
     check()
     return held
 

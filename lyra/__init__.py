@@ -11,7 +11,7 @@ _home = dict(
 __all__ = list(_home)
 
 
-LIBRARIES = 'HF_', 'HUGGINGFACE', 'TRANSFORMERS', 'TOKENIZERS', 'TORCH', 'PYTORCH', 'TQDM', 'OMP', 'MKL' # begin the names
+LIBRARIES = 'HF_', 'HUGGINGFACE', 'TRANSFORMERS', 'TOKENIZERS', 'TORCH', 'PYTORCH', 'TQDM', 'OMP' # begin the names
 
 
 def misread(
@@ -39,6 +39,10 @@ def run():
     try: os.getcwd()
     except OSError:
         print('lyra: the working folder is gone: change to another one.', file=sys.stderr)
+        return 2
+    if sys.flags.optimize > 1:
+        print('lyra: Python leaves out docstrings, which transformers builds on: do without -OO and PYTHONOPTIMIZE=2.',
+              file=sys.stderr)
         return 2
     try: from lyra.cli import main
     except KeyboardInterrupt:

@@ -531,6 +531,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                             'lyra.drift.neutral': ('drift.html#neutral', 'lyra/drift.py'),
                             'lyra.drift.one_each': ('drift.html#one_each', 'lyra/drift.py'),
                             'lyra.drift.open_session': ('drift.html#open_session', 'lyra/drift.py'),
+                            'lyra.drift.over_full': ('drift.html#over_full', 'lyra/drift.py'),
                             'lyra.drift.per_persona': ('drift.html#per_persona', 'lyra/drift.py'),
                             'lyra.drift.persona_share': ('drift.html#persona_share', 'lyra/drift.py'),
                             'lyra.drift.read_into_sink': ('drift.html#read_into_sink', 'lyra/drift.py'),

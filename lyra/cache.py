@@ -670,8 +670,8 @@ def read_mask(
     new, real = told[:, 1:], told[:, 1:].bool()
     if (new != real).any(): raise LyraError('The attention_mask has other values than 0 and 1.')
     if mask.shape[1] > T and (told[:, 0] != held).any():
-        raise LyraError('The attention_mask hides tokens that the cache has heard, or shows padding: give it as it was for '
-                        'those, or only that of the new tokens.')
+        raise LyraError('The attention_mask hides tokens that the cache has heard, or shows padding: give it as it was '
+                        'for those, or only that of the new tokens.')
     return None if real.all() else real.expand(B, T)
 
 # %% ../nbs/42_sliding_window.ipynb #882ca7eb
@@ -691,7 +691,8 @@ def check_positions(
     told = [slice(None)]*len(expected) if real is None else real
     ahead = [{*row[there].tolist()} for row, there in zip(position_ids.cpu() - expected, told)]
     begins = (expected if real is None else expected.masked_fill(~real, NEVER)).amin(1) == 0
-    known = [new or at > 0 or not row or min(row) in (0, -at) for row, new, at in zip(ahead, begins.tolist(), base.tolist())]
+    known = [new or at > 0 or not row or min(row) in (0, -at)                           # re-based rows may say anything
+             for row, new, at in zip(ahead, begins.tolist(), base.tolist())]
     if not all(known) or any(len(row) > 1 or min(row, default=0) < 0 for row in ahead):
         raise LyraError('Tokens are missing between what the cache has heard and the new ones: give `generate` the '
                         'whole conversation, or new tokens with an attention_mask of all; no position_ids, '

@@ -164,8 +164,8 @@ def _written(
     if (written := _run(template, json.dumps(calls, default=str))):
         texts = [text or '' for text, _ in written]
         if max(map(len, texts)) > MOST or any('\ud800' <= c <= '\udfff' for text in texts for c in text):
-            raise LyraError(f'The chat template of {name} writes more than {MOST} characters for a short conversation, or '
-                            'some that are no text: use template="transcript".')
+            raise LyraError(f'The chat template of {name} writes more than {MOST} characters for a short conversation, '
+                            'or some that are no text: use template="transcript".')
         return dict(zip(asked, written))
     raise LyraError(f'The chat template of {name} takes more than {SECONDS} s or {MEMORY//2**20} MiB to write a '
                     'short conversation: use template="transcript".')
@@ -187,11 +187,12 @@ def find_template(
 def tokenizer_hash(
     tokenizer:Any, # any of transformers
 )->str: # hex digest
-    "A digest of what a tokenizer makes of texts and of turns: words, rules, control tokens, chat template, and a sample."
+    "A digest of what a tokenizer makes of texts and turns: words, rules, control tokens, chat template, a sample."
     words, sample = sorted(tokenizer.get_vocab().items()), tokenizer(TRANSCRIPT.user).input_ids
     rules = json.loads(tokenizer.backend_tokenizer.to_str()) if hasattr(tokenizer, 'backend_tokenizer') else {}
     for name in ('truncation', 'padding'): rules.pop(name, None)                            # as it was last called
-    return digest(json.dumps([words, sample, rules, tokenizer.special_tokens_map, tokenizer.chat_template], default=str))
+    about = words, sample, rules, tokenizer.special_tokens_map, tokenizer.chat_template
+    return digest(json.dumps(about, default=str))
 
 def overflows(
     tokenizer:Any, # of the model

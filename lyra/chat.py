@@ -684,11 +684,11 @@ def _fault(session:ChatSession, row:Mapping)->str:
     return '' if _tells(session, row) else f'turn {turn} has other words than its tokens'
 
 def _tells(session:ChatSession, row:Mapping)->bool:
-    "Whether a turn's tokens hold the user's words and then the reply, spaces and halves of characters aside."
+    "Whether a turn's tokens hold the user's words and then the reply, normalised or not; white space aside."
     read = lambda ids: session.tokenizer.decode(ids)
     bare = lambda text: ''.join(text.split()).replace('\ufffd', '')
-    said, (users, replies) = read(row['ids']), ([bare(text), bare(read(session.ids(text)))]   # a normaliser changes words
-                                                for text in (row['user'], row['reply']))
+    said = read(row['ids'])
+    users, replies = ([bare(text), bare(read(session.ids(text)))] for text in (row['user'], row['reply']))
     is_told = any(not user or reply in bare(said).partition(user)[2] for user in users for reply in replies)
     return is_told and (not row['at_start'] or said.endswith('\n\n') and session.template.between == '\n\n')
 

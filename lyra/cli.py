@@ -1001,7 +1001,8 @@ def sentence(
     if type(e).__name__ == 'PanicException':                                               # of the library in Rust
         return f'the tokenizer cannot read a text ({str(e)[:80]}): put back the tokenizer.json of the checkpoint.'
     if isinstance(e, OSError): return _os_error(e)
-    if isinstance(e, MemoryError) or type(e).__name__ == 'OutOfMemoryError':                # torch's, without torch
+    no_room = isinstance(e, RuntimeError) and any(x in str(e) for x in ("can't allocate memory", 'unable to mmap'))
+    if isinstance(e, MemoryError) or type(e).__name__ == 'OutOfMemoryError' or no_room:     # torch's, without torch
         return 'the memory is not enough: use a smaller model, a smaller --window, or --dtype bfloat16.'
     at = e.__traceback__
     while at and at.tb_next: at = at.tb_next

@@ -85,12 +85,12 @@ def check_still(
                     'model.eval().')
 
 # %% ../nbs/43_any_model.ipynb #5046e173
-SENSES = ('pixel_values', 'image_', 'video_', 'audio_', 'input_features', 'input_audio') # begin the names of other inputs
+SENSES = 'pixel_values', 'image_', 'video_', 'audio_', 'input_features', 'input_audio' # begin names of other inputs
 
 def text_places(
     given:Mapping[str, Any], # what a forward pass is given
 )->Any: # its position_ids, as one row for each row of the batch
-    "The positions of text; raises `LyraError` for images, sounds and videos, whose masks and places a cache cannot hold."
+    "The positions of text; raises `LyraError` for images, sounds and videos, whose masks and places no cache holds."
     kinds = [given.get(name) for name in ('token_type_ids', 'mm_token_type_ids')]
     others = any(x is not None and name.startswith(SENSES) for name, x in given.items())
     places:Any = given.get('position_ids')
@@ -169,7 +169,7 @@ def far_place(
 def find_rotations(
     decoder:Any, # with the attention of `attach`
 )->list[int]: # one per layer that holds keys; 0: none, else i + 1 of `rotations`
-    "The reading of every layer's rotation, by trial; raises `LyraError` where one is not known, or a layer makes its own mask."
+    "How every layer rotates, by trial; raises `LyraError` where that is not known, or a layer makes its own mask."
     (near, asked), (far, _) = trial_keys(decoder, 0), trial_keys(decoder, 50)
     name, readings = type(decoder).__name__, [Rotation(torch.empty(0)), *rotations(decoder)]
     if not all(k.isfinite().all() and k.any() for k in near):
@@ -183,7 +183,7 @@ def find_rotations(
         if 2*len(turn.inv_freq) > a.shape[-1]: return float('inf')
         back = lambda x, p: turn(x, torch.tensor([[p]]), inverse=True)
         x, y = back(a, 0), back(b, 50)
-        size = torch.hypot(x, turn.quarter(x))                               # of each pair: some are far larger than others
+        size = torch.hypot(x, turn.quarter(x))                           # of each pair: some are far larger than others
         return float(((x - y).abs()/size.clamp_min(1e-6*float(size.max()))).max())
     found = [min(((gap(turn, a, b), i) for i, turn in enumerate(readings))) for a, b in zip(near, far)]
     if any(not g < .2 for g, _ in found):
@@ -191,7 +191,7 @@ def find_rotations(
                         'layout), so a persona could not be placed: use a model with rotary embeddings.')
     _, last = trial_keys(decoder, far_place(decoder.config))
     if any(not isclose(last[i], asked[i], rel_tol=.01, abs_tol=1e-6) for i in asked):
-        raise LyraError(f'{name} makes queries of another size at later positions, so a conversation could not be moved: '
+        raise LyraError(f'{name} makes queries of another size at later positions, so no conversation could be moved: '
                         'use a model whose positions are told by rotary embeddings alone.')
     return [i for _, i in found]
 

@@ -8,8 +8,8 @@ __all__ = ['Start', 'METHODS', 'TITLES', 'CHORE', 'NEUTRAL', 'PASSAGE', 'COLUMNS
            'read_into_sink', 'sinktrack', 'Reprompted', 'reprompt', 'anchor', 'strangers', 'another', 'Reprefilled',
            'reprefill', 'shuffled_turns', 'ask', 'sentences', 'judge', 'keeps_rule', 'bleed', 'persona_share',
            'divergence', 'neutral', 'first_token', 'Estimate', 'one_each', 'interval', 'equivalent', 'half_life',
-           'check_columns', 'per_persona', 'costs', 'methods_with', 'by_check', 'summary', 'curves', 'name_points',
-           'frontier']
+           'check_columns', 'per_persona', 'over_full', 'costs', 'methods_with', 'by_check', 'summary', 'curves',
+           'name_points', 'frontier']
 
 # %% ../nbs/80_drift.ipynb #bfedf0e1
 import itertools, math, random, re, time
@@ -532,7 +532,7 @@ class _Weights:
         "Called for each layer just before it attends."
         if getattr(attention, 'sliding_window', None) is not None: return
         last = None if mask is None else mask[..., -1:, :]
-        weights = attention_weights(query[:, :, -1:], key, last, attention.scaling) # [H, 1, S]
+        weights = attention_weights(attention, query[:, :, -1:], key, last) # [H, 1, S]
         self.found[attention.layer_idx] = weights[:, 0].mean(0)
 
 def persona_share(
@@ -689,15 +689,22 @@ def per_persona(
         raise LyraError(f"Nothing was measured as {measure!r:.40}: choose from {', '.join(measures)}.")
     return results[results.measure == measure].groupby(['method', 'persona', 'turn']).value.mean().unstack('turn')
 
+def over_full(
+    results:pd.DataFrame, # as `lyra.sweep.sweep` gives them
+    measure:str, # as for `per_persona`
+)->pd.DataFrame: # rows: personas, columns: methods; empty without `full`, or where nothing was measured
+    "A measure less that of `full` at the same turn, order and probe, where both were measured; means of each persona."
+    check_columns(results, 'method', 'persona', 'turn', 'measure', 'value')
+    same = ['persona', *(name for name in ('order', 'turn', 'probe') if name in results)]
+    own = results[results.measure == measure].groupby([*same, 'method'], dropna=False).value.mean().unstack('method')
+    return own.sub(own['full'], axis=0).groupby('persona').mean() if 'full' in own else pd.DataFrame()
+
 @typed
 def costs(
     results:pd.DataFrame, # as `lyra.sweep.sweep` gives them
 )->pd.DataFrame: # rows: personas, columns: methods; empty without `full` or without scored turns
     "NLL of the conversation over that of `full`, persona by persona, nats a token."
-    check_columns(results, 'measure')
-    if not (results.measure == 'nll').any(): return pd.DataFrame()
-    nll = per_persona(results, 'nll').mean(axis=1).unstack('method')
-    return nll.sub(nll['full'], axis=0) if 'full' in nll else pd.DataFrame()
+    return over_full(results, 'nll')
 
 def methods_with(
     results:pd.DataFrame, # as `lyra.sweep.sweep` gives them
@@ -719,8 +726,8 @@ def by_check(
                          for t in scores.columns})
 
 # %% ../nbs/80_drift.ipynb #81ceef00
-def _row(scores:pd.DataFrame, m:str, delta:float)->dict[str, Any]:
-    "What `summary` says of a method's score."
+def _row(scores:pd.DataFrame, over:pd.DataFrame, m:str, delta:float)->dict[str, Any]:
+    "What `summary` says of a method's score; `over` is that over `full` at the last check."
     own, turns = scores.loc[m].dropna(), scores.columns
     first, last = turns.min(), turns.max()
     change = own[last] - own[first]
@@ -730,7 +737,7 @@ def _row(scores:pd.DataFrame, m:str, delta:float)->dict[str, Any]:
     if 'none' in methods:
         floor = scores.loc['none'][last].reindex(own.index).to_numpy()
         row['half-life'] = half_life(turns, own.to_numpy(), floor) if m != 'none' else float('nan')
-    if 'full' in methods: row['over full'] = interval((own[last] - scores.loc['full'][last]).dropna())
+    if m in over: row['over full'] = interval(over[m].reindex(own.index).dropna())
     return row
 
 @typed
@@ -742,7 +749,8 @@ def summary(
 )->pd.DataFrame: # one row per method
     "Per method: score at the first and last check, change, p of equivalence, half-life, lead and cost over `full`."
     scores, cost = per_persona(results, score), costs(results)
-    rows = {m: _row(scores, m, delta) | ({'cost': interval(cost[m].dropna())} if m in cost else {})
+    over = over_full(results[results.turn == scores.columns.max()], score)
+    rows = {m: _row(scores, over, m, delta) | ({'cost': interval(cost[m].dropna())} if m in cost else {})
             for m in methods_with(results, scores)}
     return pd.DataFrame(rows).T
 

@@ -161,6 +161,7 @@ def likelihoods(
                         'question.')
     if not any(map(words, replies)): return [math.nan]*len(replies)
     twin = fresh.off_the_record()
+    twin.cache.begin_turn()
     heads = [[*twin.edge.pending, *twin.ids(twin.prompt(q))] for q in questions]
     tails = [twin.ids(twin.template.reply.format(text=r)) if words(r) else [] for r in replies]
     ids, mask = (x.to(twin.model.device) for x in padded([h + t for h, t in zip(heads, tails)]))

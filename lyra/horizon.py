@@ -8,7 +8,7 @@ __all__ = ['horizon']
 # %% ../nbs/85_horizon.ipynb #636890ec
 from collections.abc import Sequence
 
-from .core import LyraError
+from .core import LyraError, number
 from .policy import ContextPolicy
 
 # %% ../nbs/85_horizon.ipynb #1e890fad
@@ -17,6 +17,9 @@ def horizon(
     longest_turn:int=0, # tokens; needed where a layer keeps the turn
 )->int|None: # tokens; None: there is none
     "How far before the last token another can stand and reach its logits; raises `LyraError` without a needed turn."
+    if not isinstance(policies, Sequence) or not all(isinstance(p, ContextPolicy) for p in policies):
+        raise LyraError('A horizon is that of policies: give a ContextPolicy for each layer.')
+    number(longest_turn, 'The longest turn', least=0, whole=True)
     if any(p.turn for p in policies) and not longest_turn:
         raise LyraError('A layer keeps its whole turn, however long: give the longest turn, in tokens.')
     if any(p.window is None or p.sinks for p in policies): return None

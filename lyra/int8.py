@@ -32,7 +32,7 @@ def to_int8(
     return (weight/scale[:, None]).round().clamp(-127, 127).to(torch.int8), scale
 
 # %% ../nbs/31_int8.ipynb #dgt00002
-LARGE, WIDE = 2**22, 2**17 # weights of a matrix that is multiplied digit by digit; columns that sums of 32 bits have room for
+LARGE, WIDE = 2**22, 2**17 # least weights, and most columns, of a matrix that is multiplied digit by digit
 BLOCK = 64 # rows at a time
 
 def to_digits(
@@ -254,12 +254,16 @@ def int8_checkpoint(
     place, config = resolve(name, **hub)
     if getattr(config, 'quantization_config', None):
         raise LyraError(f"The weights of {place} are quantised already: load it without dtype='int8'.")
+    root, inner = root or cache_path()/'int8', hub.get('subfolder') or ''
+    name_of = source_digest(place, config, inner)
     def convert(work:Path, folder:Path)->None:
         print(f'Rounding {str(place)!r} to 8 bits, once.', file=sys.stderr, flush=True)
-        save_int8(load_model(place, dtype='float32', **hub), folder, str(place))
-    root, inner = root or cache_path()/'int8', hub.get('subfolder') or ''
+        model = load_model(place, dtype='float32', **hub)
+        if source_digest(place, config, inner) != name_of:
+            raise LyraError(f'{place} was changed while it was read: try again.')
+        save_int8(model, folder, str(place))
     if isinstance(place, Path): hub.pop('revision', None)                                   # it is that one already
-    return made_once(root/f'{Path(place).name}-{source_digest(place, config, inner)}', convert)
+    return made_once(root/f'{Path(place).name}-{name_of}', convert)
 
 # %% ../nbs/31_int8.ipynb #75b5b450
 def is_int8(

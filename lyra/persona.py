@@ -147,7 +147,7 @@ def record(
     if not (hasattr(decoder, 'readings') or hasattr(decoder, 'rotations')):
         raise LyraError('This model is not attached: call lyra.attach(model) first.')
     check_still(model)
-    ACTIVE.cache = None                                                      # a pass that was broken off may have left one
+    ACTIVE.cache = None                                                  # a pass that was broken off may have left one
     layers = [DummyLayer() if kind == 'dummy' else DynamicLayer() for kind in layer_types(decoder.config)]
     place = torch.arange(len(token_ids))[None]
     try: decoder(torch.tensor([[*token_ids]]).to(decoder.device), position_ids=place.to(decoder.device),

@@ -37,8 +37,8 @@ def state_of(
 )->tuple[dict[str, Tensor], dict[str, Any]]: # tensors, and a note that JSON can hold
     "What a conversation has left in a cache, its persona aside; raises `LyraError` in the middle of a forward pass."
     if cache.is_busy:
-        raise LyraError('An earlier forward pass through this cache was broken off, or is still under way: its state means '
-                        'nothing.')
+        raise LyraError('An earlier forward pass through this cache was broken off, or is still under way: its state '
+                        'means nothing.')
     tensors = {f'rows.{name}': getattr(cache.rows, name) for name in ROWS}
     for i, index in enumerate(cache.indexes):
         for name in ('window', 'front', 'anchor'): tensors[f'index.{i}.{name}'] = getattr(index, name)
@@ -146,6 +146,6 @@ def load_state(
             note = parse_json((f.metadata() or {}).get('lyra_state', 'null'), str(path))
             tensors = {k: f.get_tensor(k) for k in f.keys()}
         checked(Note, note, str(path))
-    except (OSError, ValueError, SafetensorError, LyraError): return None
+    except (OSError, RuntimeError, ValueError, SafetensorError, LyraError): return None
     is_ours = (note['format'], note['torch']) == (FORMAT, torch.__version__)
     return (tensors, note) if is_ours and note['digest'] == _digest(tensors, note) else None

@@ -32,17 +32,20 @@ from .chat import ChatSession
 
 # %% ../nbs/70_trace.ipynb #2cd6560e
 def attention_weights(
+    attention:Any, # the attention module: it has the scaling, and a cap or sinks where its family has these
     query:Tensor, # [1, H, T, D]
     key:Tensor, # [1, K, S, D]
     mask:Tensor|None, # as an attention interface gets it
-    scaling:float, # factor of the dot products
-)->Tensor: # [H, T, S]
-    "Softmax weights, as `eager_attention` computes them."
+)->Tensor: # [H, T, S]; what a family's own sinks take is missing
+    "Softmax weights, as eager attention computes them."
     T, S = query.shape[-2], key.shape[-2]
-    logits = (query @ repeat_heads(key, query.shape[1]//key.shape[1]).mT * scaling).float()
+    cap, sinks = (getattr(attention, name, None) for name in ('attn_logit_softcapping', 'sinks'))
+    logits = (query @ repeat_heads(key, query.shape[1]//key.shape[1]).mT * attention.scaling).float()
+    if cap is not None: logits = torch.tanh(logits/cap)*cap
     if mask is None and T > 1: mask = torch.ones(T, S, dtype=torch.bool, device=query.device).tril(S - T)
     if mask is not None: logits = logits.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else logits + mask
-    return logits.softmax(-1)[0]
+    if sinks is not None: logits = torch.cat((logits, sinks.float().view(1, -1, 1, 1).expand(*logits.shape[:3], 1)), -1)
+    return logits.softmax(-1)[0, ..., :S]
 
 # %% ../nbs/70_trace.ipynb #f5472bf9
 def segment_shares(
@@ -315,7 +318,7 @@ class Recorder:
         "A layer is about to attend."
         start, tally = time.perf_counter(), self.turn.layers[attention.layer_idx]
         index, turn_start = self.session.cache.layer_of(attention, key).index, self.session.cache.turn_start
-        weights = attention_weights(query, key, mask, attention.scaling).cpu()
+        weights = attention_weights(attention, query, key, mask).cpu()
         segment = segments(index.queries[0, :, None], index.shown[0], index.policy, turn_start)
         tally.add(index.shown[0], weights, segment, max(0, self.turn.reply_start - 1 - tally.read), self.token_top)
         self.turn.spent += time.perf_counter() - start

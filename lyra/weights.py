@@ -139,7 +139,8 @@ def built_in(
 )->BuiltIn|None:
     "The built-in model that is meant: by its name, or by its folder in the cache, here or where that is gone."
     place = Path(model)
-    is_its = lambda m: place.name == m.folder and (not place.exists() or place.absolute() == cache_path().absolute()/m.folder)
+    home = cache_path().absolute()
+    is_its = lambda m: place.name == m.folder and (not place.exists() or place.absolute() == home/m.folder)
     return next((m for m in MODELS.values() if str(model) == m.name or is_its(m)), None)
 
 def usual_sampling(
@@ -260,7 +261,7 @@ def made_once(
     if target.exists(): return _check_made(target)
     with _alone(root):
         if target.exists(): return _check_made(target)
-        for mark in root.glob(f'{WORKING}*/{WORKING}mark'): shutil.rmtree(mark.parent, ignore_errors=True)  # of a `kill`
+        for mark in root.glob(f'{WORKING}*/{WORKING}mark'): shutil.rmtree(mark.parent, ignore_errors=True) # of a `kill`
         work = Path(tempfile.mkdtemp(prefix=WORKING, dir=root))
         (work/f'{WORKING}mark').touch()
         try:
@@ -465,7 +466,7 @@ def _check_shards(
 )->None:
     "Raises `LyraError` where a tensor stands in two of the files that are there; transformers would take one of them."
     held, named = dict[str, str](), {*read_json(path)['weight_map'].values()}                   # tensor -> file
-    whole = path.name.removesuffix('.index.json')                                               # transformers' first choice
+    whole = path.name.removesuffix('.index.json')                                           # transformers' first choice
     for name in sorted(named | ({whole} if path.with_name(whole).is_file() else {*()})):
         if not (file := path.with_name(name)).is_file(): continue                         # loading says what is missing
         try:

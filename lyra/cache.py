@@ -39,6 +39,7 @@ class Rows:
     past:Tensor # [B] where a past begins: -P if layers read a persona as theirs, else 0
     base:Tensor # [B] a token's position is its index less this
     seen:int = 0 # columns of the conversation, padding included
+    moved:bool = False # whether the base is another than at first
 
     def change(self,
         f:Callable[[Tensor], Tensor], # gives new rows for those of a tensor [B]
@@ -580,6 +581,7 @@ class LyraCache(PolicyLayers):
         if offset is None: offset = oldest_held(self)
         number(offset, 'The offset', least=-2**60, most=2**60, whole=True)
         set_base(self, self.rows.base + offset)
+        self.rows.moved = True
         return offset
 
     def set_persona(self,
@@ -657,9 +659,9 @@ def read_mask(
     B:int, # rows
     T:int, # new tokens
     seen:int, # columns so far
-    held:Tensor, # [B or fewer] tokens among them
+    held:Tensor, # [B] tokens among them
 )->Tensor|None: # [B, T] bool, on the CPU; None: all
-    "Which of the new tokens are real; raises `LyraError` for a mask of another shape, or that hides what was heard."
+    "Which of the new tokens are real; raises `LyraError` for a mask of another shape or past."
     if mask is None: return None
     if not isinstance(mask, Tensor) or mask.ndim != 2:
         raise LyraError('This cache makes its own masks: pass a 2-dimensional attention_mask of 0 and 1, or none.')
@@ -681,7 +683,7 @@ def check_positions(
     position_ids:Tensor|None, # [B or 1, T]
     expected:Tensor, # [B, T] indices of the new tokens
     real:Tensor|None, # [B, T]; None: all
-    base:Tensor, # [B] that the rows' positions are counted from
+    base:Tensor|None, # [B] that positions have been counted from all along; None: re-based rows may say anything
 )->None:
     "Raises `LyraError` where given positions leave tokens out; an offset that a row began with changes nothing."
     if position_ids is None: return
@@ -691,9 +693,8 @@ def check_positions(
     told = [slice(None)]*len(expected) if real is None else real
     ahead = [{*row[there].tolist()} for row, there in zip(position_ids.cpu() - expected, told)]
     begins = (expected if real is None else expected.masked_fill(~real, NEVER)).amin(1) == 0
-    known = [new or at > 0 or not row or min(row) in (0, -at)                           # re-based rows may say anything
-             for row, new, at in zip(ahead, begins.tolist(), base.tolist())]
-    if not all(known) or any(len(row) > 1 or min(row, default=0) < 0 for row in ahead):
+    offsets = [] if base is None else [row - {0, -at} for row, new, at in zip(ahead, begins, base.tolist()) if not new]
+    if any(offsets) or any(len(row) > 1 or min(row, default=0) < 0 for row in ahead):
         raise LyraError('Tokens are missing between what the cache has heard and the new ones: give `generate` the '
                         'whole conversation, or new tokens with an attention_mask of all; no position_ids, '
                         'and use_cache=True.')
@@ -717,10 +718,10 @@ def begin_forward(
     if B % had:
         if not rows.seen: raise LyraError(f'{had} personas for {B} rows: give one, or one per row.')
         raise LyraError(f'The cache holds {had} rows, the input has {B}: use a cache per batch, or call cache.reset().')
-    real = read_mask(attention_mask, B, T, rows.seen, rows.next)
-    next = rows.next if B == had else rows.next.repeat_interleave(B//had)
+    next, base = (x if B == had else x.repeat_interleave(B//had) for x in (rows.next, rows.base))
+    real = read_mask(attention_mask, B, T, rows.seen, next)
     new = next[:, None] + (torch.arange(T) if real is None else real.cumsum(1) - 1)
-    check_positions(position_ids, new, real, rows.base if B == had else rows.base.repeat_interleave(B//had))
+    check_positions(position_ids, new, real, None if rows.moved else base)
     if B > had: cache.batch_repeat_interleave(B//had)
     if not hasattr(cache.own[0], 'rotation'):
         for layer, rotation in zip(cache.own, rotations_of(decoder)): layer.rotation = rotation

@@ -187,12 +187,13 @@ def find_template(
 def tokenizer_hash(
     tokenizer:Any, # any of transformers
 )->str: # hex digest
-    "A digest of what a tokenizer makes of texts and turns: words, rules, control tokens, chat template, a sample."
-    words, sample = sorted(tokenizer.get_vocab().items()), tokenizer(TRANSCRIPT.user).input_ids
-    rules = json.loads(tokenizer.backend_tokenizer.to_str()) if hasattr(tokenizer, 'backend_tokenizer') else {}
-    for name in ('truncation', 'padding'): rules.pop(name, None)                            # as it was last called
-    about = words, sample, rules, tokenizer.special_tokens_map, tokenizer.chat_template
-    return digest(json.dumps(about, default=str))
+    "A digest of what a tokenizer makes of texts and turns: words, rules, control tokens, chat template."
+    if (backend := getattr(tokenizer, 'backend_tokenizer', None)) is None:
+        rules = json.dumps([sorted(tokenizer.get_vocab().items()), tokenizer(TRANSCRIPT.user).input_ids])
+    else:
+        backend.no_padding(), backend.no_truncation()                                       # each call sets its own
+        rules = backend.to_str()
+    return digest(rules, json.dumps([tokenizer.special_tokens_map, tokenizer.chat_template], default=str))
 
 def overflows(
     tokenizer:Any, # of the model

@@ -313,7 +313,8 @@ SOURCES = '.json', '.png', '.apng', '.safetensors', '.charx' # ends of the names
 def _read_persona(args, words:str, session): # `Persona`
     "The persona that a command names."
     options = vars(args) | dict(system=words, acknowledgement=None, template=session.settings['template'])
-    is_file = len(words.split()) == 1 or os.path.isfile(words) or words.lower().endswith(SOURCES) # else an instruction
+    is_path = words.startswith(('/', './', '../', '~')) and words.lower().endswith(SOURCES) # else an instruction
+    is_file = len(words.split()) == 1 or os.path.isfile(words) or is_path
     source = read_source(_path(words)) if is_file else None
     return _persona(argparse.Namespace(**options), source, session.model, session.tokenizer)
 
@@ -732,8 +733,7 @@ def drift(
         write_file(folder/'health.csv', free.to_csv().encode())
         write_file(folder/'replies.html', page(gather(plan, folder, 'replies'), 'Free replies').encode())
         saved += ['health.csv', 'replies.csv', 'replies.html']
-    for name in ('frontier.png', 'health.csv', 'replies.csv', 'replies.html'):              # of an earlier plan
-        if name not in saved: (folder/name).unlink(missing_ok=True)
+    if 'frontier.png' not in saved: (folder/'frontier.png').unlink(missing_ok=True)         # of other methods
     wide = ('display.width', 220, 'display.max_columns', None, 'display.max_colwidth', None)
     show = lambda table: out(table.map(lambda x: f'{x:.3f}' if isinstance(x, float) else x))
     with pd.option_context(*wide):

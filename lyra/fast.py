@@ -67,7 +67,7 @@ def attend_block(
     "Attention of some queries to keys of one head."
     logits = multiply(query.flatten(0, 1), key.contiguous(), None).view(*query.shape[:2], -1).mul_(scaling)
     if mask.dtype == torch.bool: logits.masked_fill_(~mask, torch.finfo(logits.dtype).min)
-    else: logits += mask
+    else: logits += mask.clamp_min(torch.finfo(logits.dtype).min)                 # a row that sees nothing stays finite
     return multiply(logits.softmax(-1).flatten(0, 1), value.T.contiguous(), None).view(*query.shape[:2], -1)
 
 def attend_in_blocks(
@@ -86,7 +86,7 @@ def attend_in_blocks(
     if mask is None and is_causal and T == S: mask = torch.ones(1, 1, T, S).bool().tril()
     more = kwargs.get('dropout') or any(kwargs.get(name) is not None for name in ('position_bias', 'softcap'))
     is_prompt = T >= BLOCK and not more and is_plain(query, key, value) and not torch.compiler.is_compiling()
-    if mask is None or mask.shape[1:] != (1, T, S) or not is_prompt:
+    if mask is None or mask.shape[1:] != (1, T, S) or not is_prompt or mask.requires_grad and torch.is_grad_enabled():
         return ALL_ATTENTION_FUNCTIONS['sdpa'](
             module, query, key, value, attention_mask, scaling=scaling, is_causal=is_causal, **kwargs)
     scaling, output = scaling or D**-.5, value.new_empty(B, T, H, value.shape[-1])

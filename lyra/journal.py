@@ -108,7 +108,7 @@ def _claim(folder:Path)->FileLock: # freed with the object, and with the process
     return lock
 
 # %% ../nbs/60_journal.ipynb #6d438ee9
-JOURNAL, FORMAT, AGAIN = 'session.jsonl', 3, 'put it back as it was'
+JOURNAL, FORMAT, AGAIN = 'session.jsonl', 4, 'put it back as it was'
 
 def claim(
     folder:Path, # made where it does not exist

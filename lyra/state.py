@@ -59,7 +59,7 @@ def set_state(
 )->None:
     "Bring a cache to a state that fits it; raises `KeyError` for a missing tensor. Shapes are not checked: see `fits`."
     for name in ROWS: setattr(cache.rows, name, tensors[f'rows.{name}'])
-    cache.rows.seen, cache.is_turn = note['seen'], note['is_turn']
+    cache.rows.seen, cache.rows.moved, cache.is_turn = note['seen'], True, note['is_turn']
     for i, index in enumerate(cache.indexes):
         window, front, index.anchor = (tensors[f'index.{i}.{k}'] for k in ('window', 'front', 'anchor'))
         if window.shape[-1]: index.slots.lay(window, max(index.slots.room, window.shape[-1]))

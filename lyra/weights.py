@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['GEMMA_TERMS', 'INSTALL', 'SMOLLM2_TERMS', 'WHEEL', 'WHEEL_SHA256', 'WHEEL_GGUF', 'DEFAULT', 'MODELS', 'WORKING',
-           'LOCATE', 'PATIENCE', 'HTTP_FAULT', 'READ', 'MOST', 'SAFE', 'TokenIds', 'Count', 'Positive', 'Share',
-           'LAYERS', 'PLAIN', 'TEXT_KEYS', 'OTHER_SENSES', 'SPREAD', 'RARE', 'BuiltIn', 'list_models', 'built_in',
-           'usual_sampling', 'again', 'made_once', 'checkpoint', 'default_checkpoint', 'IndexFile', 'GenerationFile',
-           'RopeFile', 'SizesFile', 'ConfigFile', 'OutputFile', 'checkpoint_config', 'resolve', 'find_checkpoint',
-           'text_only', 'load_weights', 'check_device', 'default_dtype', 'load_model', 'load_tokenizer']
+           'LOCATE', 'PATIENCE', 'HTTP_FAULT', 'READ', 'SMALL', 'MOST', 'SAFE', 'TokenIds', 'Count', 'Positive',
+           'Share', 'LAYERS', 'PLAIN', 'TEXT_KEYS', 'OTHER_SENSES', 'SPREAD', 'RARE', 'BuiltIn', 'list_models',
+           'built_in', 'usual_sampling', 'again', 'made_once', 'checkpoint', 'default_checkpoint', 'IndexFile',
+           'GenerationFile', 'RopeFile', 'SizesFile', 'ConfigFile', 'OutputFile', 'checkpoint_config', 'resolve',
+           'find_checkpoint', 'text_only', 'load_weights', 'check_device', 'default_dtype', 'load_model',
+           'load_tokenizer']
 
 # %% ../nbs/10_weights.ipynb #1ee7417d
 import copy, hashlib, json, math, os, re, shutil, subprocess, sys, tempfile, zlib
@@ -379,7 +380,8 @@ def _local_copy(
                     f"({', '.join(MODELS)}).")
 
 READ = '.json', '.safetensors', '.jinja', 'tokenizer.model', '.txt' # ends of the names of the files that may be read
-MOST = 2**28 # bytes of one of these that holds no weights
+SMALL = 'config', 'generation', 'token', 'special', 'added', 'vocab', 'merges', 'chat', 'model.' # begin their names
+MOST = 2**28 # bytes of one of these, unless it holds weights
 
 def _files(
     place:Path, # a folder
@@ -389,7 +391,7 @@ def _files(
     for name in sorted(name for name in found if name.endswith(READ)):
         if (fault := unusable(place/name)):
             raise LyraError(f"{place/name} {fault}: {again(place, 'put the file of that name there')}.")
-        if not name.endswith('.safetensors') and (place/name).stat().st_size > MOST:
+        if name.startswith(SMALL) and not name.endswith('.safetensors') and (place/name).stat().st_size > MOST:
             raise LyraError(f'{place/name} has more than {MOST >> 20} MiB, which no such file needs: '
                             f"{again(place, 'put the file of that name there')}.")
     return found
@@ -645,7 +647,8 @@ def _stored(
         for file in files:
             with safe_open(file, 'pt') as f:
                 parts = {name: f.get_slice(name) for name in f.keys()}
-                dtypes |= {name: part.get_dtype() for name, part in parts.items()}
+                is_mask = lambda name: name.endswith('.bias') and len(parts[name].get_shape()) > 2  # of attention
+                dtypes |= {name: part.get_dtype() for name, part in parts.items() if not is_mask(name)}
                 numbers += sum(math.prod(part.get_shape()) for part in parts.values())
     except (SafetensorError, OSError, RuntimeError): return None                            # too little address space
     return dtypes, numbers
@@ -680,8 +683,8 @@ def _check_size(
     except Exception as e: # whatever foreign fields make of transformers
         raise LyraError(f'No model can be built from the config.json of {place}: {usual}.') from e
     is_quantised = getattr(config, 'quantization_config', None)
-    odd = [f'{kind} ({name})' for name, kind in held[0].items() if kind not in PLAIN and (
-        name.endswith('.weight') or name.endswith('.bias') and kind != 'BOOL')]                 # a mask, in some files
+    odd = [f'{kind} ({name})' for name, kind in held[0].items()
+           if name.endswith(('.weight', '.bias')) and kind not in PLAIN]
     if odd and not is_quantised:
         raise LyraError(f'{place} holds weights in {odd[0]}, and its config.json names no '
                         f'quantisation: {usual}.')

@@ -265,7 +265,6 @@ def attach(
 )->Any: # the same model
     "Let a model serve caches of ours; raises `LyraError`, and leaves the model as it was, where it cannot."
     body, decoder = body_of(model), decoder_of(model)
-    check_still(model)
     attn = decoder.config._attn_implementation.removeprefix('lyra_')
     if hasattr(type(decoder), 'rotations'): return model                                # a `Lyra` serves them already
     if not hasattr(decoder, 'set_attn_implementation'):
@@ -277,6 +276,7 @@ def attach(
         raise LyraError(f"attach works with the attention implementations 'eager' and 'sdpa', not {attn!r}: "
                         "load the model with attn_implementation='sdpa'.")
     register()
+    if not hasattr(decoder, 'readings'): check_still(model)                                 # which a trial needs
     decoder.set_attn_implementation(f'lyra_{attn}')
     if hasattr(decoder, 'readings'): return model
     try:

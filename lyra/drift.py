@@ -696,7 +696,7 @@ def over_full(
     "A measure less that of `full` at the same turn, order and probe, where both were measured; means of each persona."
     check_columns(results, 'method', 'persona', 'turn', 'measure', 'value')
     same = ['persona', *(name for name in ('order', 'turn', 'probe') if name in results)]
-    own = results[results.measure == measure].fillna({'probe': ''})                        # as pandas reads an empty field
+    own = results[results.measure == measure].fillna({'probe': ''})                     # as pandas reads an empty field
     own = own.groupby([*same, 'method']).value.mean().unstack('method')
     return own.sub(own['full'], axis=0).groupby('persona').mean() if 'full' in own else pd.DataFrame()
 

@@ -308,7 +308,7 @@ def _session(args, source, model, tokenizer):
     return session
 
 # %% ../nbs/91_cli.ipynb #750f0819
-SOURCES = '.json', '.png', '.apng', '.safetensors', '.charx' # ends of the names of files that hold a persona
+SOURCES = '.json', '.safetensors', *IMAGES # ends of the names of files that hold a persona
 
 def _read_persona(args, words:str, session): # `Persona`
     "The persona that a command names."
